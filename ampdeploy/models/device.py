@@ -1,0 +1,30 @@
+"""Which torch device a stage runs on."""
+
+from __future__ import annotations
+
+import torch
+
+from ampdeploy.errors import ConfigError, MissingDependencyError
+
+
+def resolve_device(name: str) -> torch.device:
+    """``auto`` is CUDA if there is one, else CPU; ``cpu``, ``cuda``, ``cuda:N`` are themselves.
+
+    Raises:
+        ConfigError: Not a device name.
+        MissingDependencyError: CUDA was asked for and is not here; never a silent CPU run.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"unknown device {name!r}. Use auto, cpu, cuda or cuda:N.") from error
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            raise MissingDependencyError(
+                f"device {name!r} was asked for, but torch {torch.__version__} sees {count} CUDA "
+                "devices. Check the driver with nvidia-smi, or use --device cpu."
+            )
+    return device
