@@ -1,0 +1,65 @@
+"""ampdeploy: prune, distil, export and prove vision transformers for NVIDIA devices.
+
+Importing this package imports nothing heavy; names below load what they need when first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from ampdeploy.config import (
+        BenchConfig,
+        BuildConfig,
+        DataConfig,
+        DistillConfig,
+        ExportConfig,
+        ModelConfig,
+        PruneConfig,
+    )
+    from ampdeploy.errors import AmpDeployError
+    from ampdeploy.models.checkpoint import load_model as load_slim
+    from ampdeploy.pipeline import build
+
+# Public name -> (module, name there). PEP 562 keeps `import ampdeploy` free of torch.
+_LAZY = {
+    "AmpDeployError": ("ampdeploy.errors", "AmpDeployError"),
+    "BenchConfig": ("ampdeploy.config", "BenchConfig"),
+    "BuildConfig": ("ampdeploy.config", "BuildConfig"),
+    "DataConfig": ("ampdeploy.config", "DataConfig"),
+    "DistillConfig": ("ampdeploy.config", "DistillConfig"),
+    "ExportConfig": ("ampdeploy.config", "ExportConfig"),
+    "ModelConfig": ("ampdeploy.config", "ModelConfig"),
+    "PruneConfig": ("ampdeploy.config", "PruneConfig"),
+    "build": ("ampdeploy.pipeline", "build"),
+    "load_slim": ("ampdeploy.models.checkpoint", "load_model"),
+}
+
+__all__ = [
+    "AmpDeployError",
+    "BenchConfig",
+    "BuildConfig",
+    "DataConfig",
+    "DistillConfig",
+    "ExportConfig",
+    "ModelConfig",
+    "PruneConfig",
+    "__version__",
+    "build",
+    "load_slim",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'ampdeploy' has no attribute {name!r}")
+    import importlib
+
+    module, attribute = _LAZY[name]
+    return getattr(importlib.import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

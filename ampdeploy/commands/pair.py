@@ -1,0 +1,72 @@
+"""What `eval` and `bench` compare: the two models of a run, or any two artifacts. Not a verb."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ampdeploy.commands.common import FILE, FOLDER, stack
+from ampdeploy.errors import ArtifactError, ConfigError
+from ampdeploy.optional import require_build_host
+
+if TYPE_CHECKING:
+    from ampdeploy.models.spec import ModelSpec
+
+pair_options = stack(
+    click.argument("artifact", type=FILE, required=False),
+    click.option("--baseline", type=FILE, help="Artifact that ARTIFACT is compared with."),
+    click.option("--run", type=FOLDER, help="A run directory, instead of two artifacts."),
+    click.option("--target", help="Runtime. Default: the run's, or by the file's suffix."),
+    click.option("--images", type=FOLDER, required=True, help="Folder of images."),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """Two artifacts of one model, and what runs them."""
+
+    baseline: Path
+    pruned: Path
+    target: str
+    spec: ModelSpec
+
+
+def find_pair(
+    verb: str, artifact: Path | None, baseline: Path | None, run: Path | None, target: str | None
+) -> Pair:
+    """Work out which two files to compare, and on what.
+
+    Raises:
+        ConfigError: Neither a run nor two artifacts, or both.
+        ArtifactError: A file is missing, or the two are of different models.
+    """
+    require_build_host(f"ampdeploy {verb}")
+    from ampdeploy.evaluate import spec_of
+    from ampdeploy.targets.base import get_target, target_for
+
+    if (run is None) == (artifact is None and baseline is None):
+        raise ConfigError(f"{verb} takes --run RUN, or ARTIFACT with --baseline BASELINE.")
+    if run is not None:
+        from ampdeploy.pipeline import rerun_config
+        from ampdeploy.stages import runnable_artifacts_for
+
+        config = rerun_config(run)
+        chosen = get_target(target or config.target)
+        baseline, artifact = (run / name for name in runnable_artifacts_for(config, chosen.name))
+    elif artifact is None or baseline is None:
+        raise ConfigError(f"{verb} compares two models: give ARTIFACT and --baseline BASELINE.")
+    else:
+        chosen = get_target(target) if target else target_for(artifact)
+    for path in (artifact, baseline):
+        if not path.is_file():
+            raise ArtifactError(f"there is no file {path}. Check the path, or build it first.")
+    spec, other = spec_of(artifact), spec_of(baseline)
+    if (spec.name, spec.image_size) != (other.name, other.image_size):
+        raise ArtifactError(
+            f"{artifact.name} is {spec.name} at {spec.image_size} px, but {baseline.name} is "
+            f"{other.name} at {other.image_size} px. Compare a model with its own baseline."
+        )
+    return Pair(baseline=baseline, pruned=artifact, target=chosen.name, spec=spec)

@@ -1,0 +1,41 @@
+"""`ampdeploy prune`: the stages up to a physically smaller checkpoint."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from ampdeploy import artifacts
+from ampdeploy.commands import common
+
+
+@click.command("prune")
+@common.model_options
+@common.data_options
+@common.prune_options
+@common.run_options
+@common.dry_run
+@common.as_json
+@common.verbosity
+def command(dry_run: bool, json_: bool, **options: Any) -> None:
+    """Score, search and slim MODEL; writes slim.safetensors and widths.json."""
+    config = common.build_config(options)
+    if dry_run:
+        from ampdeploy.commands.plan import print_plan
+
+        print_plan(config, as_json=json_, until="slim")
+        return
+    from ampdeploy.pipeline import build
+
+    run = build(config, until="slim")
+    widths = artifacts.read_json(run.path(artifacts.WIDTHS))
+    if json_:
+        common.print_json({"folder": str(run.folder), **widths["totals"]})
+        return
+    totals = widths["totals"]
+    cut = 1 - totals["params"] / totals["params_dense"]
+    click.echo(
+        f"{totals['params_dense']:,} -> {totals['params']:,} parameters (-{cut:.1%}); "
+        f"wrote {run.path(artifacts.SLIM)}"
+    )

@@ -1,0 +1,37 @@
+"""`ampdeploy report`: views of report.json."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ampdeploy import artifacts
+from ampdeploy.commands import common
+from ampdeploy.report.result import Report
+
+
+@click.command("report")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--markdown", is_flag=True, help="Print the Markdown report instead of the table.")
+@common.as_json
+def command(path: Path, markdown: bool, json_: bool) -> None:
+    """Show PATH: a run directory or a report.json. In a run directory, report.md is rewritten."""
+    file = path / artifacts.REPORT_JSON if path.is_dir() else path
+    report = Report.read(file)
+    if json_:
+        click.echo(report.to_json(), nl=False)
+        return
+    from ampdeploy.report.markdown import render_markdown
+
+    text = render_markdown(report)
+    if path.is_dir():
+        artifacts.write_text(path / artifacts.REPORT_MD, text)
+    if markdown:
+        click.echo(text, nl=False)
+        return
+    from rich.console import Console
+
+    from ampdeploy.report.terminal import summary_table
+
+    Console().print(summary_table(report))

@@ -1,0 +1,179 @@
+"""From the artifacts of a finished run to a `Report`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ampdeploy import __version__
+from ampdeploy.bench.host import host_facts
+from ampdeploy.config import BuildConfig
+from ampdeploy.report.codec import from_plain
+from ampdeploy.report.result import (
+    BlockWidth,
+    Data,
+    Dataset,
+    Fidelity,
+    Interval,
+    LatencyStats,
+    Measured,
+    Method,
+    Report,
+    Timing,
+    Verification,
+    Weights,
+    compute_ratios,
+)
+
+NO_ENERGY = "this version measures energy on no target"
+
+
+def assemble(
+    config: BuildConfig,
+    *,
+    images: Mapping[str, Any],
+    weights: Mapping[str, Any],
+    widths: Mapping[str, Any],
+    export: Mapping[str, Any],
+    evaluation: Mapping[str, Any],
+    bench: Mapping[str, Any],
+    profiles: Mapping[str, Mapping[str, int]],
+    files: Mapping[str, Path],
+    stages_seconds: Mapping[str, float],
+) -> Report:
+    """Put together what the stages wrote.
+
+    Args:
+        config: Of the run.
+        images: Facts of the data stage.
+        weights: Provenance of the dense weights.
+        widths: `widths.json`.
+        export: `export.json`.
+        evaluation: `eval.json`.
+        bench: `bench.json`.
+        profiles: "baseline" and "pruned" -> params and flops.
+        files: "baseline" and "pruned" -> the file that the target runs.
+        stages_seconds: Stage -> seconds.
+    """
+    measured = {
+        role: _measured(role, profiles[role], files[role], evaluation, bench)
+        for role in ("baseline", "pruned")
+    }
+    differences = evaluation["accuracy_difference"]
+    why = {} if differences else {"accuracy_difference": evaluation["why"]["accuracy"]}
+    ratio = compute_ratios(
+        measured["baseline"],
+        measured["pruned"],
+        latency={
+            size: from_plain(Interval, row["ratio"], where="bench.json")
+            for size, row in bench["latency"].items()
+        },
+        accuracy_difference={
+            metric: from_plain(Interval, value, where="eval.json")
+            for metric, value in differences.items()
+        }
+        if differences
+        else None,
+        why=why,
+    )
+    threads = config.bench.threads
+    return Report(
+        tool_version=__version__,
+        model=config.model.name,
+        target=config.target,
+        image_size=profiles["baseline"]["image_size"],
+        threads=threads,
+        host=host_facts(),
+        weights=Weights(
+            source=weights["source"],
+            sha256=weights["sha256"],
+            licence=weights["licence"],
+            note=weights["note"],
+        ),
+        data=Data(calib=_dataset(images["calib"]), eval=_dataset(images["queries"])),
+        method=Method(
+            criterion=config.prune.criterion,
+            inv_temperature=config.prune.inv_temperature,
+            threshold=config.prune.threshold,
+            batch_size=config.prune.batch_size,
+            distill_epochs=config.distill.epochs,
+            widths=tuple(
+                BlockWidth(block=b["block"], hidden=b["hidden"], kept=b["kept"])
+                for b in widths["blocks"]
+            ),
+        ),
+        baseline=measured["baseline"],
+        pruned=measured["pruned"],
+        fidelity=from_plain(Fidelity, evaluation["fidelity"], where="eval.json"),
+        ratio=ratio,
+        timing={
+            size: from_plain(Timing, row["timing"], where="bench.json")
+            for size, row in bench["latency"].items()
+        },
+        verification=tuple(_verification(role, export[role]) for role in ("baseline", "pruned")),
+        stages_seconds=dict(stages_seconds),
+        why={} if threads else {"threads": "the runtime's own default"},
+    )
+
+
+def _measured(
+    role: str,
+    profile: Mapping[str, int],
+    file: Path,
+    evaluation: Mapping[str, Any],
+    bench: Mapping[str, Any],
+) -> Measured:
+    why = {"energy_j_per_image": NO_ENERGY}
+    accuracy = evaluation["accuracy"]
+    if accuracy is None:
+        why["accuracy"] = evaluation["why"]["accuracy"]
+    memory = bench["memory"][role]
+    if memory["memory_bytes"] is None:
+        why["memory_bytes"] = memory["why"]["memory_bytes"]
+    return Measured(
+        params=profile["params"],
+        flops=profile["flops"],
+        file_bytes=file.stat().st_size,
+        latency_ms={
+            size: from_plain(LatencyStats, row[role], where="bench.json")
+            for size, row in bench["latency"].items()
+        },
+        throughput_img_s={
+            size: row["throughput_img_s"][role] for size, row in bench["latency"].items()
+        },
+        memory_bytes=memory["memory_bytes"],
+        peak_rss_bytes=memory["peak_rss_bytes"],
+        memory_batch_size=memory["batch_size"],
+        energy_j_per_image=None,
+        accuracy=accuracy[role] if accuracy else None,
+        why=why,
+    )
+
+
+def _dataset(images: Mapping[str, Any]) -> Dataset:
+    return Dataset(
+        name=Path(images["root"]).name,
+        sha256=images["sha256"],
+        images=len(images["files"]),
+        skipped={item["relative"]: item["reason"] for item in images["skipped"]},
+    )
+
+
+def _verification(role: str, facts: Mapping[str, Any]) -> Verification:
+    compared = facts["verified"]
+    outputs = {item["output"] for item in compared}
+    return Verification(
+        artifact=facts["artifact"],
+        runtime="onnxruntime, CPU",
+        batch_sizes=tuple(sorted({item["batch"] for item in compared})),
+        images=facts["verified_images"],
+        max_abs_diff={
+            name: max(i["max_abs_diff"] for i in compared if i["output"] == name)
+            for name in sorted(outputs)
+        },
+        min_cosine={
+            name: min(i["min_cosine"] for i in compared if i["output"] == name)
+            for name in sorted(outputs)
+        },
+    )

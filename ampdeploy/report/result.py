@@ -1,0 +1,317 @@
+"""`report.json` as types. Units are in the names; what was not measured is None with a reason.
+
+Markdown and the terminal are views of this; gates and comparisons read it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ampdeploy.artifacts import read_json, write_text
+from ampdeploy.errors import ArtifactError
+from ampdeploy.report.codec import from_plain, to_plain
+
+SCHEMA_VERSION = 1  # of report.json; raise it when a field changes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explained:
+    """A field that is None must have an entry in `why`, so that no number is missing silently."""
+
+    why: dict[str, str] = field(default_factory=dict)
+    """Field -> why it is None."""
+
+    def __post_init__(self) -> None:
+        names = [f.name for f in dataclasses.fields(self)]
+        silent = [n for n in names if getattr(self, n) is None and n not in self.why]
+        if silent:
+            raise ValueError(f"{type(self).__name__}: {', '.join(silent)} is null without a why")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatencyStats(Explained):
+    """Milliseconds of one call, over all timed calls; nothing is clipped."""
+
+    p50: float
+    p90: float
+    p99: float | None
+    mean: float
+    min: float
+    max: float
+    n: int
+    """Timed calls."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval(Explained):
+    """A number with its 95% interval."""
+
+    value: float
+    ci95_low: float | None
+    ci95_high: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """How one batch size was timed, both models together."""
+
+    clock: str
+    """What was timed, in words: clocks of different kinds are never compared."""
+    order: str
+    warmup_pairs: int
+    warmup_seconds: float
+    warmup_stable: bool
+    """Whether three successive warm-up windows agreed."""
+    pairs: int
+    seconds: float
+    capped: bool
+    """Stopped by the hard time limit before the asked-for number of pairs."""
+    buffers: int
+    """Different input batches that were rotated."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """Where the dense model's weights came from."""
+
+    source: str
+    sha256: str
+    """Of the file they were read from."""
+    licence: str
+    note: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """Images that were used for one purpose."""
+
+    name: str
+    """Folder name, not its path."""
+    sha256: str
+    images: int
+    skipped: dict[str, str]
+    """Image, relative to the folder -> why it could not be used."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """The images that calibrated and those that judged."""
+
+    calib: Dataset
+    eval: Dataset
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockWidth:
+    """Hidden width of one MLP."""
+
+    block: int
+    hidden: int
+    kept: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """How the model was made smaller."""
+
+    criterion: str
+    inv_temperature: float
+    threshold: float
+    batch_size: int
+    distill_epochs: int
+    widths: tuple[BlockWidth, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured(Explained):
+    """One model. Batch sizes are string keys, as JSON wants them."""
+
+    params: int
+    flops: int
+    """2 * multiply-accumulates of one image."""
+    file_bytes: int
+    latency_ms: dict[str, LatencyStats] | None
+    throughput_img_s: dict[str, float] | None
+    """Batch / mean latency: one batch at a time, none in flight behind it."""
+    memory_bytes: int | None
+    """Peak minus what the process had after importing the runtime, in a fresh process."""
+    peak_rss_bytes: int | None
+    memory_batch_size: int | None
+    """Images per call while memory was measured."""
+    energy_j_per_image: float | None
+    accuracy: dict[str, float] | None
+    """Metric -> value in [0, 1]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fidelity(Explained):
+    """Pruned against dense on the same images; see `ampdeploy.bench.accuracy`."""
+
+    images: int
+    cosine_mean: float
+    cosine_p1: float
+    cosine_min: float
+    patch_cosine_mean: float | None
+    patch_cosine_p1: float | None
+    knn_agreement: float | None
+    knn_k: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ratios(Explained):
+    """Pruned / baseline; below 1 is smaller or faster."""
+
+    params: float
+    flops: float
+    file_bytes: float
+    memory: float | None
+    latency: dict[str, Interval] | None
+    """Per batch size: ratio of median latencies."""
+    accuracy_difference: dict[str, Interval] | None
+    """Metric -> pruned minus baseline."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verification:
+    """An exported artifact against PyTorch on real images."""
+
+    artifact: str
+    """File name."""
+    runtime: str
+    batch_sizes: tuple[int, ...]
+    images: int
+    max_abs_diff: dict[str, float]
+    """Output -> largest difference of any element, over all batch sizes."""
+    min_cosine: dict[str, float]
+    """Output -> smallest cosine of any vector."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report(Explained):
+    """Everything `report.json` holds."""
+
+    schema_version: int = SCHEMA_VERSION
+    tool_version: str
+    model: str
+    target: str
+    image_size: int
+    """Side of the square input, pixels."""
+    threads: int | None
+    """CPU threads of the runtime that was timed; None with a why: the runtime's default."""
+    host: dict[str, Any]
+    """See `ampdeploy.bench.host.host_facts`."""
+    weights: Weights
+    data: Data
+    method: Method
+    baseline: Measured
+    pruned: Measured
+    fidelity: Fidelity | None
+    ratio: Ratios
+    timing: dict[str, Timing] | None
+    """Per batch size."""
+    verification: tuple[Verification, ...] | None
+    stages_seconds: dict[str, float]
+
+    def to_json(self) -> str:
+        """The text of report.json."""
+        return json.dumps(to_plain(self), indent=1, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, *, where: str = "report.json") -> Report:
+        """Parse and check the text of a report.json.
+
+        Raises:
+            ArtifactError: Not JSON, another schema version, a key missing or of another type.
+        """
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise ArtifactError(
+                f"{where} is damaged: {error}. Run the command that wrote it again."
+            ) from error
+        return cls._from_data(data, where)
+
+    @classmethod
+    def read(cls, path: Path) -> Report:
+        """`from_json` of a file.
+
+        Raises:
+            ArtifactError: As `from_json`, or the file is missing.
+        """
+        return cls._from_data(read_json(path), path.name)
+
+    @classmethod
+    def _from_data(cls, data: Any, where: str) -> Report:
+        version = data.get("schema_version") if isinstance(data, dict) else None
+        if version != SCHEMA_VERSION:
+            raise ArtifactError(
+                f"{where} has schema version {version!r}; this ampdeploy reads {SCHEMA_VERSION}. "
+                "Read it with the version that wrote it, or build it again."
+            )
+        return from_plain(cls, data, where=where)
+
+    def write(self, path: Path) -> None:
+        """Write report.json atomically."""
+        write_text(path, self.to_json())
+
+
+def compute_ratios(
+    baseline: Measured,
+    pruned: Measured,
+    *,
+    latency: dict[str, Interval] | None,
+    accuracy_difference: dict[str, Interval] | None,
+    why: dict[str, str],
+) -> Ratios:
+    """Pruned / baseline of every number both have.
+
+    Args:
+        baseline: The dense model.
+        pruned: The slim model.
+        latency: Per batch size, from the paired samples (`LatencyResult.ratio`).
+        accuracy_difference: Per metric, from the paired predictions.
+        why: Reasons for `latency` or `accuracy_difference` being None.
+    """
+    why = dict(why)
+    memory = None
+    if baseline.memory_bytes and pruned.memory_bytes:
+        memory = pruned.memory_bytes / baseline.memory_bytes
+    else:
+        reasons = {**baseline.why, **pruned.why}
+        why["memory"] = reasons.get("memory_bytes", "memory_bytes is 0 for one of the models")
+    return Ratios(
+        params=pruned.params / baseline.params,
+        flops=pruned.flops / baseline.flops,
+        file_bytes=pruned.file_bytes / baseline.file_bytes,
+        memory=memory,
+        latency=latency,
+        accuracy_difference=accuracy_difference,
+        why=why,
+    )
+
+
+def unmeasured(value: Any, where: str = "") -> list[tuple[str, str]]:
+    """Every (field path, reason) in a report that is null, for people to read."""
+    found: list[tuple[str, str]] = []
+    if isinstance(value, dict):
+        for key, item in value.items():
+            found += unmeasured(item, f"{where}[{key}]")
+    elif isinstance(value, tuple):
+        for index, item in enumerate(value):
+            found += unmeasured(item, f"{where}[{index}]")
+    elif dataclasses.is_dataclass(value):
+        prefix = f"{where}." if where else ""
+        reasons = getattr(value, "why", {})
+        for f in dataclasses.fields(value):
+            item = getattr(value, f.name)
+            if f.name == "why":
+                continue
+            if item is None:
+                found.append((prefix + f.name, reasons[f.name]))
+            else:
+                found += unmeasured(item, prefix + f.name)
+    return found

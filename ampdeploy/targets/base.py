@@ -1,0 +1,238 @@
+"""What every runtime looks like from outside: a `Target` opens an artifact into a `Runner`.
+
+No torch here, and no runtime either: each target's module is imported when it is asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from ampdeploy.errors import AmpDeployError, ArtifactError, ConfigError, UnknownNameError
+from ampdeploy.models.registry import close_matches
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+# Tensor names of every artifact that ampdeploy writes.
+IMAGES = "images"
+FEATURES = "features"
+PATCH_FEATURES = "patch_features"
+
+# name -> (module, class); the order is that of `ampdeploy doctor`.
+_TARGETS = {
+    "ort": ("ampdeploy.targets.ort", "OrtTarget"),
+    "ort-cuda": ("ampdeploy.targets.ort", "OrtCudaTarget"),
+    "torch": ("ampdeploy.targets.torch", "TorchTarget"),
+}
+
+# Which target opens an artifact when nobody named one.
+_TARGET_OF_SUFFIX = {".onnx": "ort", ".safetensors": "torch"}
+
+
+class Runner(ABC):
+    """One loaded model. Owns its runtime's memory until `close`, or the end of a `with` block."""
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        image_size: int,
+        output_names: tuple[str, ...],
+        device: str = "cpu",
+        fixed_batch: int | None = None,
+    ) -> None:
+        """Describe the loaded model.
+
+        Args:
+            name: What to call it in messages, e.g. the artifact's file name.
+            image_size: Side S of the square input, pixels.
+            output_names: Names of what `run` returns, "features" among them.
+            device: Where it computes: ``cpu`` or ``cuda``.
+            fixed_batch: The only batch size it accepts; None: any.
+        """
+        self._name = name
+        self._image_size = image_size
+        self._output_names = output_names
+        self._device = device
+        self._fixed_batch = fixed_batch
+        self._closed = False
+
+    @property
+    def name(self) -> str:
+        """What to call it in messages."""
+        return self._name
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square input, pixels."""
+        return self._image_size
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Names of the outputs: "features", and "patch_features" where the model has them."""
+        return self._output_names
+
+    @property
+    def device(self) -> str:
+        """``cpu`` or ``cuda``."""
+        return self._device
+
+    def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """Compute the features of one batch, host memory to host memory.
+
+        Args:
+            images: (B, 3, S, S) float32, C-contiguous, preprocessed as the model expects.
+
+        Returns:
+            "features" (B, C) and, where the model has them, "patch_features" (B, P, C), float32.
+
+        Raises:
+            AmpDeployError: `images` has another type, shape or memory layout, or memory ran out.
+        """
+        if self._closed:
+            raise RuntimeError(f"{self.name} is closed; run it inside its `with` block")
+        self._check(images)
+        return self._run_impl(images)
+
+    def _check(self, images: np.ndarray) -> None:
+        size = self.image_size
+        wanted = f"{self.name} takes C-contiguous float32 images of shape (B, 3, {size}, {size})"
+        if not isinstance(images, np.ndarray):
+            raise AmpDeployError(
+                f"{wanted}; it was given a {type(images).__name__}. Pass a numpy array."
+            )
+        if images.dtype != np.float32:
+            raise AmpDeployError(
+                f"{wanted}; the dtype is {images.dtype}. Convert with images.astype(np.float32)."
+            )
+        if images.ndim != 4 or images.shape[1:] != (3, size, size) or not len(images):
+            raise AmpDeployError(
+                f"{wanted}; the shape is {images.shape}. Resize to {size} pixels and put the "
+                "channels first, as the model's own transform does."
+            )
+        if self._fixed_batch is not None and len(images) != self._fixed_batch:
+            raise AmpDeployError(
+                f"{self.name} was exported for batches of exactly {self._fixed_batch}; it was "
+                f"given {len(images)} images. Export it again with a dynamic batch."
+            )
+        if not images.flags.c_contiguous:
+            raise AmpDeployError(
+                f"{wanted}; these have strides {images.strides}. "
+                "Convert with np.ascontiguousarray(images)."
+            )
+
+    @abstractmethod
+    def _run_impl(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """`run` after the checks."""
+
+    def close(self) -> None:
+        """Free the model. Closing twice is allowed."""
+        if not self._closed:
+            self._closed = True
+            self._close_impl()
+
+    @abstractmethod
+    def _close_impl(self) -> None:
+        """Drop what holds memory; called once."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class Target(ABC):
+    """One runtime on one kind of device."""
+
+    name: ClassVar[str]
+    """What `--target` calls it."""
+    artifact_suffixes: ClassVar[tuple[str, ...]]
+    """File suffixes that it opens."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """Import the runtime and make sure that this machine can run it.
+
+        Raises:
+            MissingDependencyError: A package, driver or device is not here.
+        """
+
+    def open(self, artifact: Path, *, threads: int | None = None) -> Runner:
+        """Load an artifact.
+
+        Args:
+            artifact: A file with one of `artifact_suffixes`.
+            threads: CPU threads of the runtime; None: its default.
+
+        Raises:
+            MissingDependencyError: This machine cannot run the target.
+            ArtifactError: The file is missing, of another kind, or damaged.
+            ConfigError: `threads` is below 1.
+        """
+        if threads is not None and threads < 1:
+            raise ConfigError(f"threads is {threads}; it must be 1 or more.")
+        if artifact.suffix not in self.artifact_suffixes:
+            raise ArtifactError(
+                f"target {self.name} opens {' or '.join(self.artifact_suffixes)} files, and "
+                f"{artifact} is none. {_suffix_advice(artifact)}"
+            )
+        if not artifact.is_file():
+            raise ArtifactError(f"there is no file {artifact}. Check the path, or build it first.")
+        self.check()
+        return self._open_impl(artifact, threads=threads)
+
+    @abstractmethod
+    def _open_impl(self, artifact: Path, *, threads: int | None) -> Runner:
+        """`open` after the checks."""
+
+
+def _suffix_advice(artifact: Path) -> str:
+    name = _TARGET_OF_SUFFIX.get(artifact.suffix)
+    if name:
+        return f"Use --target {name} for it."
+    known = ", ".join(f"{suffix} ({target})" for suffix, target in _TARGET_OF_SUFFIX.items())
+    return f"Files that can be run: {known}."
+
+
+def target_names() -> tuple[str, ...]:
+    """Names that `get_target` knows."""
+    return tuple(_TARGETS)
+
+
+def get_target(name: str) -> Target:
+    """The target called `name`. Its runtime is not imported yet: see `Target.check`.
+
+    Raises:
+        UnknownNameError: No such target.
+    """
+    if name not in _TARGETS:
+        raise UnknownNameError(
+            f"unknown target {name!r}.{close_matches(name, _TARGETS)} Known: {', '.join(_TARGETS)}."
+        )
+    module, cls = _TARGETS[name]
+    target: Target = getattr(importlib.import_module(module), cls)()
+    return target
+
+
+def target_for(artifact: Path) -> Target:
+    """The target that opens `artifact`, by its suffix: .onnx -> ort, .safetensors -> torch.
+
+    Raises:
+        ArtifactError: No target opens such files.
+    """
+    name = _TARGET_OF_SUFFIX.get(artifact.suffix)
+    if name is None:
+        raise ArtifactError(f"no target opens {artifact}. {_suffix_advice(artifact)}")
+    return get_target(name)

@@ -1,0 +1,79 @@
+"""PyTorch, eager: runs a checkpoint as it is, on the GPU if there is one.
+
+torch is imported by `check` and `open`, not with this module, so that a machine without it gets
+an error that says how to install it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from ampdeploy.errors import AmpDeployError
+from ampdeploy.optional import require
+from ampdeploy.targets.base import FEATURES, PATCH_FEATURES, Runner, Target
+
+if TYPE_CHECKING:
+    import torch
+
+    from ampdeploy.models.vision import VisionModel
+
+
+class TorchRunner(Runner):
+    """A `VisionModel` in inference mode, float32."""
+
+    def __init__(self, model: VisionModel, *, name: str, device: str) -> None:
+        """Move `model` to `device` (``cpu`` or ``cuda``) and put it in eval mode."""
+        names = (FEATURES, PATCH_FEATURES) if model.spec.has_patch_features else (FEATURES,)
+        super().__init__(
+            name=name, image_size=model.spec.image_size, output_names=names, device=device
+        )
+        self._model: VisionModel | None = model.eval().to(device)
+
+    def _run_impl(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        import torch
+
+        assert self._model is not None  # `run` refuses a closed runner
+        try:
+            with torch.inference_mode():
+                out = self._model(torch.from_numpy(images).to(self.device))
+                result = {FEATURES: _to_numpy(out.features)}
+                if out.patch_features is not None:
+                    result[PATCH_FEATURES] = _to_numpy(out.patch_features)
+        except torch.OutOfMemoryError as error:
+            raise AmpDeployError(
+                f"{self.name} ran out of GPU memory on a batch of {len(images)}: {error}. "
+                "Use a smaller batch."
+            ) from error
+        return result
+
+    def _close_impl(self) -> None:
+        self._model = None
+
+
+def _to_numpy(tensor: torch.Tensor) -> np.ndarray:
+    array: np.ndarray = tensor.float().contiguous().cpu().numpy()
+    return array
+
+
+class TorchTarget(Target):
+    """PyTorch, on CUDA if available, else on the CPU."""
+
+    name: ClassVar[str] = "torch"
+    artifact_suffixes: ClassVar[tuple[str, ...]] = (".safetensors",)
+
+    def check(self) -> None:
+        for module in ("torch", "timm", "safetensors"):
+            require(module, needed_by=f"target {self.name}")
+
+    def _open_impl(self, artifact: Path, *, threads: int | None) -> TorchRunner:
+        import torch
+
+        from ampdeploy.models.checkpoint import load_model
+
+        if threads is not None:
+            torch.set_num_threads(threads)  # for the whole process: torch has no narrower knob
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return TorchRunner(load_model(artifact), name=artifact.name, device=device)

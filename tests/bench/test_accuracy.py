@@ -1,0 +1,205 @@
+"""Metrics on cases small enough to work out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from ampdeploy.bench.accuracy import (
+    FidelityAccumulator,
+    compare,
+    cosine_rows,
+    extract,
+    fidelity,
+    knn_accuracy,
+    knn_agreement,
+    knn_predict,
+    paired_difference,
+)
+from ampdeploy.errors import DataError, VerificationError
+from ampdeploy.report.result import Fidelity
+from ampdeploy.targets.base import get_target
+from tests.targets.onnx_samples import images, write_linear_model
+
+
+def random(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
+
+
+def test_cosine_of_known_rows():
+    a = np.array([[1, 0], [1, 0], [1, 0], [3, 4], [0, 0]], np.float32)
+    b = np.array([[2, 0], [0, 5], [-1, 0], [4, 3], [1, 0]], np.float32)
+    np.testing.assert_allclose(cosine_rows(a, b), [1, 0, -1, 24 / 25, 0], atol=1e-12)
+
+
+def test_cosine_refuses_other_shapes_and_values_that_are_not_finite():
+    with pytest.raises(VerificationError, match=r"\(2, 3\) and \(2, 4\)"):
+        cosine_rows(random(2, 3), random(2, 4))
+    broken = random(2, 3)
+    broken[1, 2] = np.nan
+    with pytest.raises(VerificationError, match="1 of 6"):
+        cosine_rows(random(2, 3), broken)
+
+
+def test_identical_models_are_perfect_whatever_the_scale():
+    features, patches = random(30, 8), random(30, 4, 8, seed=1)
+    result = Fidelity(**fidelity(features, 3 * features, patches, 2 * patches))
+    assert result.cosine_min == pytest.approx(1)
+    assert result.patch_cosine_p1 == pytest.approx(1)
+    assert result.knn_agreement == 1
+    assert (result.images, result.knn_k, result.why) == (30, 5, {})
+
+
+def test_orthogonal_features_have_cosine_zero():
+    a = np.tile(np.array([[1, 0]], np.float32), (4, 1))
+    b = np.tile(np.array([[0, 1]], np.float32), (4, 1))
+    result = fidelity(a, b, k=1)
+    assert result["cosine_mean"] == result["cosine_p1"] == result["cosine_min"] == 0
+
+
+def test_percentile_and_minimum_see_the_one_bad_image():
+    a = np.tile(np.array([[1, 0]], np.float32), (101, 1))
+    b = a.copy()
+    b[7] = [-1, 0]
+    result = fidelity(a, b)
+    assert result["cosine_mean"] == pytest.approx(99 / 101)
+    assert result["cosine_min"] == -1
+    assert result["cosine_p1"] == pytest.approx(1)  # exactly one of 100 steps lies below
+
+
+def four_pairs() -> np.ndarray:
+    """Eight points on a circle in four tight pairs: the nearest neighbour is the partner."""
+    angles = np.deg2rad([0, 5, 90, 95, 180, 185, 270, 275])
+    return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+
+
+def test_neighbour_agreement_of_a_permutation_counts_what_is_shared():
+    features = four_pairs()
+    assert knn_agreement(features, features, k=1) == 1
+    swapped = features[[0, 2, 1, 3, 4, 5, 6, 7]]  # breaks two of the four pairs
+    assert knn_agreement(features, swapped, k=1) == 0.5
+
+
+def test_neighbour_agreement_in_chunks_is_the_same(monkeypatch):
+    a, b = random(50, 4), random(50, 4, seed=1)
+    whole = knn_agreement(a, b, k=5)
+    monkeypatch.setattr("ampdeploy.bench.accuracy.ROWS_AT_ONCE", 7)
+    assert knn_agreement(a, b, k=5) == whole
+    assert 0 < whole < 0.5
+
+
+def test_neighbour_agreement_is_null_where_chance_would_look_good():
+    result = fidelity(random(10, 4), random(10, 4, seed=1), k=5)
+    assert result["knn_agreement"] is None
+    assert "10 images" in result["why"]["knn_agreement"]
+    with pytest.raises(DataError, match="5 images"):
+        knn_agreement(random(5, 4), random(5, 4), k=5)
+
+
+def test_accumulating_batches_equals_all_at_once():
+    a, b = random(23, 6), random(23, 6, seed=1)
+    pa, pb = random(23, 5, 6, seed=2), random(23, 5, 6, seed=3)
+    accumulator = FidelityAccumulator()
+    for rows in (slice(0, 8), slice(8, 16), slice(16, 23)):
+        accumulator.add(
+            {"features": a[rows], "patch_features": pa[rows]},
+            {"features": b[rows], "patch_features": pb[rows]},
+        )
+    at_once, result = fidelity(a, b, pa, pb), accumulator.result()
+    assert result.pop("why") == at_once.pop("why") == {}
+    assert result == pytest.approx(at_once)
+    np.testing.assert_array_equal(accumulator.features[1], b)
+    by_hand = cosine_rows(pa, pb)
+    assert result["patch_cosine_mean"] == pytest.approx(by_hand.mean(), abs=1e-6)
+
+
+def test_accumulator_refuses_what_is_not_one_model_twice():
+    accumulator = FidelityAccumulator()
+    with pytest.raises(DataError, match="no images"):
+        accumulator.result()
+    both = {"features": random(2, 3), "patch_features": random(2, 4, 3)}
+    with pytest.raises(VerificationError, match="patch features"):
+        accumulator.add(both, {"features": random(2, 3)})
+
+
+def clusters(per_class: int) -> tuple[np.ndarray, np.ndarray]:
+    labels = np.repeat(np.arange(3), per_class)
+    noise = 0.05 * random(3 * per_class, 3, seed=4)
+    return np.eye(3, dtype=np.float32)[labels] + noise, labels
+
+
+def test_knn_separates_clusters_with_a_bank_and_leave_one_out():
+    bank, bank_labels = clusters(10)
+    queries, query_labels = clusters(4)
+    assert knn_accuracy(bank, bank_labels, queries, query_labels, k=5) == 1
+    assert knn_accuracy(None, None, bank, bank_labels, k=5) == 1
+    assert knn_accuracy(bank, (bank_labels + 1) % 3, queries, query_labels, k=5) == 0
+
+
+def test_leave_one_out_does_not_let_an_image_vote_for_itself():
+    features, labels = clusters(1)  # every class has one image: nobody can be right
+    assert knn_accuracy(None, None, features, labels, k=1) == 0
+    assert knn_accuracy(features, labels, features, labels, k=1) == 1
+
+
+def test_k_larger_than_the_bank_uses_all_of_it_and_two_per_class_work():
+    features, labels = clusters(2)
+    assert knn_accuracy(None, None, features, labels, k=200) == 1
+
+
+def test_votes_are_weighted_by_the_softmax_of_similarity():
+    # One neighbour of class 0 at cosine 1, two of class 1 at cosine c: they win when
+    # 2 exp(c / T) > exp(1 / T), that is c > 1 - T log 2.
+    def predicted(cosine: float, temperature: float) -> int:
+        sine = math.sqrt(1 - cosine**2)
+        bank = np.array([[1, 0], [cosine, sine], [cosine, -sine]])
+        query = np.array([[2.0, 0]])
+        labels = np.array([0, 1, 1])
+        return int(knn_predict(bank, labels, query, np.array([0]), k=3, temperature=temperature)[0])
+
+    threshold = 1 - 0.07 * math.log(2)
+    assert predicted(threshold - 1e-3, 0.07) == 0
+    assert predicted(threshold + 1e-3, 0.07) == 1
+    assert predicted(threshold - 1e-3, 0.1) == 1
+
+
+def test_knn_refuses_labels_that_do_not_fit_and_an_empty_bank():
+    features, labels = clusters(2)
+    with pytest.raises(DataError, match="one label per image"):
+        knn_accuracy(features, labels[:-1], features, labels)
+    with pytest.raises(DataError, match="one label per image"):
+        knn_accuracy(None, None, features, labels[:-1])
+    with pytest.raises(DataError, match="0 images to compare"):
+        knn_accuracy(None, None, features[:1], labels[:1])
+    features[0, 0] = np.inf
+    with pytest.raises(VerificationError, match="infinite"):
+        knn_accuracy(None, None, features, labels)
+
+
+def test_paired_difference_of_known_outcomes():
+    right, wrong = np.ones(50, bool), np.zeros(50, bool)
+    none = paired_difference(right, right)
+    assert (none.value, none.ci95_low, none.ci95_high) == (0, 0, 0)
+    assert paired_difference(right, wrong).ci95_high == -1
+    half = np.arange(50) % 2 == 0
+    change = paired_difference(half, ~half)  # as many gained as lost
+    assert change.value == 0
+    assert change.ci95_low < 0 < change.ci95_high
+
+
+def test_runners_are_compared_on_the_same_batches(tmp_path):
+    write_linear_model(tmp_path / "a.onnx", seed=0)
+    write_linear_model(tmp_path / "b.onnx", seed=1)
+    batches = [images(4, seed=2), images(3, seed=3)]
+    ort = get_target("ort")
+    with ort.open(tmp_path / "a.onnx") as a, ort.open(tmp_path / "b.onnx") as b:
+        features = extract(a, batches)
+        same, other = compare(a, a, batches, k=2), compare(a, b, batches, k=2)
+        with pytest.raises(DataError, match="no images"):
+            extract(a, [])
+    assert features.shape == (7, 4)
+    assert same.result()["cosine_min"] == pytest.approx(1)
+    assert other.result()["cosine_mean"] < 0.9
+    assert other.result()["patch_cosine_mean"] == pytest.approx(1)  # patches are the pixels

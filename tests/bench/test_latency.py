@@ -1,0 +1,231 @@
+"""Interleaving, proven by a runner that writes down every call; statistics on known samples."""
+
+from __future__ import annotations
+
+import collections
+
+import numpy as np
+import pytest
+
+from ampdeploy.bench import latency
+from ampdeploy.bench.latency import (
+    make_batches,
+    measure_interleaved,
+    ratio_of_medians,
+    summarise,
+    windows_agree,
+)
+from ampdeploy.errors import ConfigError, DataError
+from ampdeploy.targets.base import Runner
+
+SIZE = 4
+
+
+class RecordingRunner(Runner):
+    """Writes (its name, which buffer) to a shared list."""
+
+    def __init__(self, name: str, calls: list[tuple[str, int]]) -> None:
+        super().__init__(name=name, image_size=SIZE, output_names=("features",))
+        self._calls = calls
+
+    def _run_impl(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        self._calls.append((self.name, images.ctypes.data))
+        return {"features": images.mean(axis=(2, 3))}
+
+    def _close_impl(self) -> None:
+        pass
+
+
+def pictures(count: int) -> np.ndarray:
+    rng = np.random.default_rng(1)
+    return rng.standard_normal((count, 3, SIZE, SIZE), dtype=np.float32)
+
+
+def measure(count: int, **options):
+    calls: list[tuple[str, int]] = []
+    runners = {name: RecordingRunner(name, calls) for name in ("baseline", "pruned")}
+    options = {"batch_size": 2, "min_runs": 12, "max_seconds": 0.05, **options}
+    return measure_interleaved(runners, pictures(count), **options), calls
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 20])
+def test_calls_interleave_and_alternate_and_rotate_buffers(count):
+    result, calls = measure(count)
+    pairs = [calls[i : i + 2] for i in range(0, len(calls), 2)]
+    assert len(pairs) == result.timing.warmup_pairs + result.timing.pairs
+    for index, ((first, buffer), (second, other_buffer)) in enumerate(pairs):
+        assert buffer == other_buffer
+        expected = ("baseline", "pruned") if index % 2 == 0 else ("pruned", "baseline")
+        assert (first, second) == expected
+    buffers = {buffer for _, buffer in calls}
+    assert len(buffers) == result.timing.buffers == min(count, latency.BUFFERS)
+    # No buffer is tied to one order: over full rounds, each is first with either model equally.
+    cycle = pairs[: 2 * len(buffers) ** 2]
+    if len(cycle) == 2 * len(buffers) ** 2:
+        orders = collections.Counter((pair[0][1], pair[0][0]) for pair in cycle)
+        assert set(orders.values()) == {len(buffers)}
+
+
+def test_counts_and_throughput_follow_from_the_samples():
+    result, _ = measure(6, batch_size=3)
+    assert result.baseline.n == result.pruned.n == result.timing.pairs >= 12
+    assert not result.timing.capped
+    assert result.throughput_img_s["pruned"] == pytest.approx(3000 / result.pruned.mean)
+    assert 0 < result.baseline.min <= result.baseline.p50 <= result.baseline.p90
+    assert result.baseline.p90 <= result.baseline.max
+
+
+class Clock:
+    """Stands in for the `time` module: it moves only when a `CostlyRunner` runs."""
+
+    def __init__(self) -> None:
+        self.now_ns = 0
+
+    def perf_counter_ns(self) -> int:
+        return self.now_ns
+
+    def perf_counter(self) -> float:
+        return self.now_ns / 1e9
+
+
+class CostlyRunner(Runner):
+    """Takes `first_ms` on the clock, and `growth` times as long with every further call."""
+
+    def __init__(self, clock: Clock, first_ms: float, growth: float = 1.0) -> None:
+        super().__init__(name="costly", image_size=SIZE, output_names=("features",))
+        self._clock = clock
+        self._ms = first_ms
+        self._growth = growth
+
+    def _run_impl(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        self._clock.now_ns += round(self._ms * 1e6)
+        self._ms *= self._growth
+        return {"features": images.mean(axis=(2, 3))}
+
+    def _close_impl(self) -> None:
+        pass
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    made = Clock()
+    monkeypatch.setattr(latency, "time", made)
+    return made
+
+
+def test_known_costs_are_measured_exactly(clock):
+    runners = {"baseline": CostlyRunner(clock, 40), "pruned": CostlyRunner(clock, 30)}
+    result = measure_interleaved(runners, pictures(4), batch_size=2, min_runs=10, max_seconds=2.8)
+    assert (result.baseline.p50, result.pruned.p50) == (40, 30)
+    assert (result.ratio.value, result.ratio.ci95_low, result.ratio.ci95_high) == (0.75, 0.75, 0.75)
+    assert result.throughput_img_s == {"baseline": 50, "pruned": pytest.approx(2000 / 30)}
+    # Three windows of five pairs of 70 ms settle; then 2.8 s hold 40 pairs.
+    assert (result.timing.warmup_pairs, result.timing.warmup_stable) == (15, True)
+    assert result.timing.warmup_seconds == pytest.approx(1.05)
+    assert (result.timing.pairs, result.timing.capped) == (40, False)
+    assert result.timing.seconds == pytest.approx(2.8)
+
+
+def test_min_runs_are_made_beyond_max_seconds(clock):
+    runners = {"baseline": CostlyRunner(clock, 40), "pruned": CostlyRunner(clock, 30)}
+    result = measure_interleaved(runners, pictures(4), batch_size=2, min_runs=60, max_seconds=2.8)
+    assert (result.timing.pairs, result.timing.capped) == (60, False)
+
+
+def test_hard_cap_stops_models_that_are_too_slow_and_says_so(clock, caplog):
+    runners = {"baseline": CostlyRunner(clock, 4000), "pruned": CostlyRunner(clock, 3000)}
+    result = measure_interleaved(runners, pictures(4), batch_size=2, min_runs=30, max_seconds=2)
+    assert not result.timing.warmup_stable
+    assert result.timing.warmup_pairs == 1
+    assert (result.timing.pairs, result.timing.capped) == (2, True)  # 14 s, over 6 * 2 s
+    assert (result.ratio.value, result.ratio.ci95_low) == (0.75, None)
+    said = " ".join(record.getMessage() for record in caplog.records)
+    assert "stopped after 2 of 30 runs" in said
+    assert "did not settle" in said
+
+
+def test_latency_that_keeps_rising_does_not_count_as_warm(clock):
+    rising = {
+        "baseline": CostlyRunner(clock, 10, growth=1.01),
+        "pruned": CostlyRunner(clock, 10),
+    }
+    result = measure_interleaved(rising, pictures(4), batch_size=1, min_runs=10, max_seconds=4)
+    assert not result.timing.warmup_stable
+    assert result.timing.warmup_seconds >= 2
+
+
+def test_batches_are_distinct_real_and_contiguous():
+    source = pictures(5)
+    batches = make_batches(source, 3, np.random.default_rng(0))
+    assert len({batch.tobytes() for batch in batches}) == len(batches) == latency.BUFFERS
+    known = {image.tobytes() for image in source}
+    for batch in batches:
+        assert batch.flags.c_contiguous
+        assert {image.tobytes() for image in batch} <= known
+
+
+def test_batch_larger_than_the_image_set_repeats_images():
+    batches = make_batches(pictures(3), 7, np.random.default_rng(0))
+    assert [len(batch) for batch in batches] == [7, 7, 7]
+    assert len({batch.tobytes() for batch in batches}) == 3
+
+
+@pytest.mark.parametrize(
+    ("source", "seen"),
+    [(pictures(1), "at least 2"), (np.zeros((4, 3, SIZE, SIZE), np.float32), "constant")],
+)
+def test_images_that_would_flatter_are_refused(source, seen):
+    with pytest.raises(DataError, match=seen):
+        make_batches(source, 2, np.random.default_rng(0))
+
+
+def test_two_models_are_needed():
+    runner = RecordingRunner("baseline", [])
+    with pytest.raises(ConfigError, match="baseline and pruned"):
+        measure_interleaved({"baseline": runner}, pictures(2), batch_size=1)
+
+
+def test_summary_of_known_samples():
+    few = summarise(np.arange(1.0, 101.0))
+    assert (few.p50, few.mean, few.min, few.max, few.n) == (50.5, 50.5, 1.0, 100.0, 100)
+    assert few.p90 == pytest.approx(90.1)
+    assert few.p99 is None
+    assert "500" in few.why["p99"]
+    many = summarise(np.arange(1.0, 1001.0))
+    assert many.p99 == pytest.approx(990.01)
+    assert many.why == {}
+
+
+def test_ratio_of_constant_samples_is_exact():
+    ratio = ratio_of_medians(np.full(40, 4.0), np.full(40, 3.0), rng=np.random.default_rng(0))
+    assert (ratio.value, ratio.ci95_low, ratio.ci95_high) == (0.75, 0.75, 0.75)
+
+
+def test_interval_covers_the_truth_about_as_often_as_it_says():
+    hits = 0
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        ratio = ratio_of_medians(rng.normal(10, 1, 80), rng.normal(8, 1, 80), rng=rng)
+        hits += ratio.ci95_low <= 0.8 <= ratio.ci95_high
+    assert hits >= 33  # 38 expected; the seeds are fixed
+
+
+def test_interval_is_the_same_for_the_same_seed():
+    rng = np.random.default_rng(5)
+    a, b = rng.normal(10, 1, 50), rng.normal(9, 1, 50)
+    first, second = (ratio_of_medians(a, b, rng=np.random.default_rng(1)) for _ in range(2))
+    assert first == second
+
+
+def test_few_pairs_get_no_interval_but_a_reason():
+    ratio = ratio_of_medians(np.full(4, 2.0), np.full(4, 1.0), rng=np.random.default_rng(0))
+    assert (ratio.value, ratio.ci95_low) == (0.5, None)
+    assert "4 pairs" in ratio.why["ci95_low"]
+
+
+def test_windows_agree_only_when_three_do_for_both_models():
+    near, far = np.array([10.0, 5.0]), np.array([10.0, 5.5])
+    assert windows_agree([near, near, near])
+    assert windows_agree([far, near, near, near])  # old windows do not matter
+    assert not windows_agree([near, near])
+    assert not windows_agree([near, near, far])

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from ampdeploy.errors import (
+    ArtifactError,
+    ConfigError,
+    MissingDependencyError,
+    VerificationError,
+)
+from ampdeploy.export.graph import check_graph
+from ampdeploy.export.onnx import data_path, export_onnx
+from ampdeploy.export.session import open_session
+from tests.export.conftest import OPSET
+
+
+def test_runs_with_the_threads_asked_for(exported):
+    case = exported("plain")
+    session = open_session(case.path, threads=1)
+    assert session.get_session_options().intra_op_num_threads == 1
+    (features,) = session.run(["features"], {"images": case.images.numpy()})
+    assert np.allclose(features, case.reference["features"], atol=1e-4)
+
+
+@pytest.mark.parametrize("content", [b"", b"this is not ONNX\n" * 20, None])
+def test_files_that_are_not_onnx(exported, tmp_path, content):
+    path = tmp_path / "model.onnx"
+    whole = exported("plain").path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2] if content is None else content)
+    with pytest.raises(ArtifactError, match=r"model\.onnx .* cannot be opened as ONNX"):
+        open_session(path)
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(ArtifactError, match="there is no ONNX file"):
+        open_session(tmp_path / "absent.onnx")
+
+
+def test_missing_data_file(exported, tmp_path):
+    path = tmp_path / "model.onnx"
+    export_onnx(exported("plain").model, path, opset=OPSET, single_file_limit=1000)
+    open_session(path)
+    data_path(path).unlink()
+    with pytest.raises(ArtifactError, match=r"model\.onnx\.data"):
+        open_session(path)
+    with pytest.raises(VerificationError, match=r"model\.onnx\.data"):
+        check_graph(path, norms=None)
+
+
+def test_bad_thread_count(exported):
+    with pytest.raises(ConfigError, match="threads is 0"):
+        open_session(exported("plain").path, threads=0)
+
+
+def test_absent_provider_is_named(exported):
+    with pytest.raises(MissingDependencyError, match="no RocketExecutionProvider"):
+        open_session(exported("plain").path, providers=("RocketExecutionProvider",))
+
+
+def test_verification_needs_no_torch():
+    code = (
+        "import sys; sys.modules['torch'] = sys.modules['timm'] = None\n"
+        "import ampdeploy.export.session, ampdeploy.export.verify, ampdeploy.export.graph"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

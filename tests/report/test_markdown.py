@@ -1,0 +1,213 @@
+"""The views: every number arrives, nulls come with their reason, verdicts follow from numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+
+import pytest
+from rich.console import Console
+
+from ampdeploy.report.markdown import render_markdown
+from ampdeploy.report.result import Interval
+from ampdeploy.report.terminal import summary_table
+from ampdeploy.report.verdict import speed_verdict, verdicts
+from tests.report.samples import (
+    NO_METER,
+    bare_report,
+    fidelity,
+    sample_report,
+    timing,
+    with_ratio,
+)
+
+
+def table_after(text: str, heading: str) -> list[list[str]]:
+    """Cells of the first table below a heading, separators left out."""
+    lines = iter(text.split(heading, 1)[1].splitlines())
+    rows = []
+    for line in lines:
+        if line.startswith("|"):
+            cells = line.replace("\\|", "\0").strip("|").split("|")
+            rows.append([cell.strip().replace("\0", "|") for cell in cells])
+        elif rows:
+            break
+    return [row for row in rows if not all(set(cell) <= set("-:") for cell in row)]
+
+
+def test_first_table_is_the_comparison():
+    rows = {row[0]: row[1:] for row in table_after(render_markdown(sample_report()), "# dinov2_s")}
+    assert rows["Parameters"] == ["22.06 M", "16.54 M", "0.750"]
+    assert rows["FLOPs per image"] == ["12.20 G", "9.15 G", "0.750"]
+    assert rows["File size"] == ["88.3 MB", "66.2 MB", "0.750"]
+    assert rows["Latency p50, batch 1"] == ["90 ms", "67.5 ms", "0.750 [0.741, 0.762]"]
+    assert rows["Latency p50, batch 8"] == ["700 ms", "525 ms", "0.752 [0.740, 0.769]"]
+    assert rows["Throughput, batch 8"] == ["11.4 img/s", "15.2 img/s", "1.333"]
+    assert rows["Peak memory, batch 8"] == ["240.0 MB", "180.0 MB", "0.750"]
+    assert rows["Feature cosine, mean"][1] == "0.9871"
+    assert rows["Feature cosine, p1"][1] == "0.9512"
+    assert rows["Patch cosine, mean"][1] == "0.9755"
+    assert rows["Patch cosine, p1"][1] == "0.9123"
+    assert rows["Shared 5 neighbours"][1] == "83.0%"
+    assert rows["Accuracy, knn_top1"] == ["57.0%", "56.5%", "-0.5 [-3.0, +2.0] pp"]
+
+
+def test_every_table_is_well_formed():
+    for report in (sample_report(), bare_report()):
+        text = render_markdown(report)
+        lines = text.splitlines()
+        blocks: list[list[str]] = [[]]
+        for line in lines:
+            if line.startswith("|"):
+                blocks[-1].append(line.replace("\\|", ""))
+            elif blocks[-1]:
+                blocks.append([])
+        for block in filter(None, blocks):
+            assert len({line.count("|") for line in block}) == 1, block
+            assert set(block[1]) <= set("|-:")
+        assert "None" not in text
+
+
+def test_everything_else_is_there():
+    text = render_markdown(sample_report())
+    assert table_after(text, "## What was removed")[1:] == [
+        ["0", "1536", "1536", "100.0%"],
+        ["1", "1536", "384", "25.0%"],
+    ]
+    assert table_after(text, "## Verification")[1] == [
+        "model.onnx",
+        "onnxruntime, CPU",
+        "1, 2, 5",
+        "5",
+        "features",
+        "1.50e-05",
+        "1.000000",
+    ]
+    assert table_after(text, "## How it was measured")[1][:3] == ["1", "baseline", "90 ms"]
+    assert ["CPU", "Example CPU | 3 GHz"] in table_after(text, "## Host")
+    assert ["total", "102.5"] in table_after(text, "## Time")
+    expected = (
+        "a" * 64,
+        "b" * 64,
+        "c" * 64,
+        "Apache-2.0",
+        "A note.",
+        "`a/x.jpg`: cut",
+        "numpy 2.4.6",
+        "not distilled",
+        "Warm-up 15 pairs in 3.2 s (settled), then 40 pairs in 20.3 s.",
+        "Chance would share 2.0%",
+        "310.0 MB (baseline) and 250.0 MB (pruned)",
+        f"`pruned.energy_j_per_image`: {NO_METER}",
+        "`pruned.latency_ms[1].p99`: 40 timed calls; p99 needs 500",
+    )
+    missing = [part for part in expected if part not in text]
+    assert missing == []
+    assert "tensorrt" not in text  # not installed, so not listed
+
+
+def test_nulls_come_with_their_reason():
+    text = render_markdown(bare_report())
+    rows = {row[0]: row[1:] for row in table_after(text, "# dinov2_s")}
+    assert rows["Latency"] == ["not measured"] * 3
+    assert rows["Fidelity"][1] == "not measured"
+    assert "Latency was not measured." in text
+    assert "Not verified: no reason but this test." in text
+    for name in ("baseline.memory_bytes", "pruned.accuracy", "ratio.latency", "fidelity"):
+        assert f"- `{name}`: no reason but this test" in text
+
+
+def test_nothing_missing_is_said_too():
+    whole = {
+        role: dataclasses.replace(
+            getattr(sample_report(), role),
+            energy_j_per_image=0.5,
+            latency_ms={
+                batch: dataclasses.replace(stats, p99=stats.max)
+                for batch, stats in getattr(sample_report(), role).latency_ms.items()
+            },
+        )
+        for role in ("baseline", "pruned")
+    }
+    assert "Nothing is missing." in render_markdown(sample_report(**whole))
+
+
+@pytest.mark.parametrize(
+    ("low", "value", "high", "begins"),
+    [
+        (0.74, 0.75, 0.76, "1.33× as fast at batch 8"),
+        (0.97, 0.99, 1.01, "No measurable speed-up at batch 8"),
+        (1.02, 1.1, 1.2, "Slower at batch 8"),
+    ],
+)
+def test_speed_verdict(low, value, high, begins):
+    sentence = speed_verdict("8", Interval(value=value, ci95_low=low, ci95_high=high))
+    assert sentence.startswith(begins)
+    assert f"{value:.3f} [{low:.3f}, {high:.3f}]" in sentence
+
+
+def test_speed_without_interval_is_not_established():
+    why = dict.fromkeys(("ci95_low", "ci95_high"), "4 pairs only")
+    ratio = Interval(value=0.5, ci95_low=None, ci95_high=None, why=why)
+    assert speed_verdict("1", ratio).startswith("Speed at batch 1 is not established")
+    assert "4 pairs only" in speed_verdict("1", ratio)
+
+
+@pytest.mark.parametrize(
+    ("p1", "epochs", "expected"),
+    [
+        (0.89, 0, "Not a drop-in replacement without distillation"),
+        (0.89, 3, "even after 3 epochs of distillation"),
+        (0.95, 0, "Close to the baseline, not equal to it"),
+        (0.99, 0, "A candidate drop-in replacement"),
+    ],
+)
+def test_fidelity_verdict(p1, epochs, expected):
+    method = dataclasses.replace(sample_report().method, distill_epochs=epochs)
+    found = verdicts(sample_report(fidelity=fidelity(cosine_p1=p1), method=method))
+    assert sum(expected in sentence for sentence in found) == 1
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "begins"),
+    [
+        (-0.03, 0.02, "No measurable change in accuracy"),
+        (-0.03, -0.01, "Accuracy fell"),
+        (0.01, 0.03, "Accuracy rose"),
+    ],
+)
+def test_accuracy_verdict(low, high, begins):
+    change = {"knn_top1": Interval(value=(low + high) / 2, ci95_low=low, ci95_high=high)}
+    found = verdicts(with_ratio(sample_report(), accuracy_difference=change))
+    assert sum(sentence.startswith(begins) for sentence in found) == 1
+
+
+def test_size_and_memory_verdicts():
+    found = verdicts(sample_report())
+    assert found[0] == "25.0% fewer parameters, 25.0% fewer FLOPs, 25.0% smaller file."
+    assert "Peak memory is 25.0% smaller." in found
+    assert "The pruned model is not smaller: nothing was removed." in verdicts(bare_report())
+    larger = verdicts(with_ratio(sample_report(), memory=1.1))
+    assert "Peak memory is 10.0% larger." in larger
+
+
+def test_cautions():
+    assert not any(sentence.startswith("Caution") for sentence in verdicts(sample_report()))
+    report = sample_report(
+        timing={"1": timing(warmup_stable=False), "8": timing(capped=True, pairs=3)},
+        fidelity=fidelity(images=32),
+    )
+    cautions = [sentence for sentence in verdicts(report) if sentence.startswith("Caution")]
+    assert len(cautions) == 3
+    assert "had not settled" in cautions[0]
+    assert "after 3 pairs" in cautions[1]
+    assert "32 images" in cautions[2]
+
+
+def test_summary_table_shows_intervals_in_brackets():
+    out = io.StringIO()
+    Console(file=out, width=140, force_terminal=False).print(summary_table(sample_report()))
+    text = out.getvalue()
+    assert "0.750 [0.741, 0.762]" in text
+    assert "ratio [95% interval]" in text
+    assert "dinov2_s on ort" in text
