@@ -7,6 +7,8 @@ it (the habit of timm's `models/_prune.py`).
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -46,8 +48,28 @@ def save_model(model: VisionModel, path: Path, *, kept: Sequence[Tensor] | None 
         name: tensor.detach().cpu().contiguous()
         for name, tensor in model.backbone.state_dict().items()
     }
-    metadata = {METADATA_KEY: json.dumps(facts)}
-    write_with(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
+    write_safetensors(path, tensors, {METADATA_KEY: json.dumps(facts)})
+
+
+def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file atomically.
+
+    Raises:
+        AmpDeployError: The disk is full or the folder cannot be written.
+    """
+
+    def write(temporary: Path) -> None:
+        try:
+            save_file(tensors, temporary, metadata=metadata)
+        except SafetensorError as error:
+            # The library writes in Rust and hides the operating system's error in its text.
+            found = re.search(r"os error (\d+)", str(error))
+            if found is None:
+                raise
+            number = int(found.group(1))
+            raise OSError(number, os.strerror(number), str(path)) from error
+
+    write_with(path, write)
 
 
 def read_facts(path: Path) -> dict[str, Any]:
