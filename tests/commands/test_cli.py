@@ -1,0 +1,86 @@
+"""The command line as a whole: frozen options, exit codes, quick help."""
+
+from __future__ import annotations
+
+import json
+
+import click
+import pytest
+
+from ampdeploy import cli
+from ampdeploy.cli import VERBS, main
+from ampdeploy.models.registry import REGISTRY
+
+# The command line is a promise. Adding an option means adding it here, on purpose.
+OPTIONS = {
+    "build": "--batch --bench-batches --bench-seconds --calib --calib-images --criterion --device --distill-epochs "
+    "--dry-run --entropy-threshold --eval --eval-images --image-size --inv-temperature --json "
+    "--micro-batch --model --no-resume --out --quiet --resume --seed --target --threads "
+    "--verbose --weights -q -v",
+    "prune": "--batch --calib --calib-images --criterion --device --dry-run --entropy-threshold "
+    "--eval --eval-images --image-size --inv-temperature --json --micro-batch --model --no-resume "
+    "--out --quiet --resume --seed --verbose --weights -q -v",
+    "distill": "--autocast --base-lr --batch-size --device --epochs --images --json --quiet "
+    "--verbose --warmup-epochs -q -v run",
+    "export": "--json --quiet --verbose -q -v run",
+    "eval": "--baseline --images --json --limit --quiet --run --seed --target --verbose -q -v "
+    "artifact",
+    "bench": "--baseline --batches --images --json --min-runs --quiet --run --seconds --target "
+    "--threads --verbose -q -v artifact",
+    "report": "--json --markdown path",
+    "inspect": "--image-size --json --model checkpoint",
+    "models": "--json",
+    "doctor": "--json",
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_options_are_frozen(verb):
+    command = cli.cli.get_command(click.Context(cli.cli), verb)
+    names = sorted(n for p in command.params for n in (*p.opts, *p.secondary_opts))
+    assert names == sorted(OPTIONS[verb].split())
+    assert command.help
+
+
+def test_models_lists_the_registry(capsys):
+    assert main(["models", "--json"]) == 0
+    assert {entry["name"] for entry in json.loads(capsys.readouterr().out)} == set(REGISTRY)
+    assert main(["models"]) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in REGISTRY)
+
+
+def test_inspect_counts_dinov2_giant(capsys):
+    assert main(["inspect", "--model", "dinov2_g", "--image-size", "518", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["params"] == pytest.approx(facts["published"]["params"], rel=0.001)
+    assert facts["flops"] == pytest.approx(facts["published"]["flops"], rel=0.001)
+    assert len(facts["blocks"]) == 40
+    assert all(site["gated"] and site["packed"] for site in facts["spec"]["sites"])
+    assert main(["inspect", "--model", "dinov2_g"]) == 0
+    assert "published: 1136.50 M" in capsys.readouterr().out
+
+
+def test_doctor_reports_every_target(capsys):
+    assert main(["doctor", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["targets"]["ort"] is None
+    assert facts["targets"]["torch"] is None
+    assert facts["modules"]["torch"]["version"]
+    assert main(["doctor"]) == 0
+    assert "Targets:" in capsys.readouterr().out
+
+
+def test_a_bug_of_ours_keeps_its_traceback_and_exits_70(monkeypatch, capsys):
+    from ampdeploy.models import registry
+
+    monkeypatch.setattr(registry, "lookup", None)  # a bug, whichever
+    assert main(["inspect", "--model", "dinov2_s"]) == 70
+    shown = capsys.readouterr().err
+    assert "Traceback" in shown
+    assert "bug in ampdeploy" in shown
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert "ampdeploy, version" in capsys.readouterr().out

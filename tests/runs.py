@@ -1,0 +1,71 @@
+"""A small but complete build that the tests share: tiny ViT, real images, real ONNX Runtime."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.conftest import CALIB_DATA, TINY
+
+CALIB_PER_CLASS = 6
+EVAL_PER_CLASS = 3
+CLASSES = 4
+
+# Small enough for seconds, large enough for every stage to do real work.
+OPTIONS = [
+    "--calib-images", "16", "--batch", "8", "--micro-batch", "5",
+    "--entropy-threshold", "0.002", "--bench-batches", "1,2", "--bench-seconds", "1", "--threads", "1",
+]  # fmt: skip
+
+
+def copy_images(folder: Path) -> tuple[Path, Path]:
+    """A few of the shipped images: (calibration folder, evaluation folder with train and val)."""
+    for split, count in (("train", CALIB_PER_CLASS), ("val", EVAL_PER_CLASS)):
+        for source in sorted((CALIB_DATA / split).iterdir())[:CLASSES]:
+            target = folder / split / source.name
+            target.mkdir(parents=True)
+            for image in sorted(source.iterdir())[:count]:
+                shutil.copy(image, target)
+    # MIN_EVAL_IMAGES asks for a few more than 4 classes x 3.
+    source = sorted((CALIB_DATA / "val").iterdir())[CLASSES]
+    target = folder / "val" / source.name
+    target.mkdir()
+    for image in sorted(source.iterdir())[:5]:
+        shutil.copy(image, target)
+    return folder / "train", folder
+
+
+def tiny_weights(path: Path) -> Path:
+    """Random weights of the tiny ViT as a timm checkpoint."""
+    import torch
+    from safetensors.torch import save_file
+
+    from ampdeploy.models.build import build_model
+
+    torch.manual_seed(0)
+    save_file(build_model(TINY).backbone.state_dict(), path)
+    return path
+
+
+def arguments(folder: Path, out: Path, *more: str) -> list[str]:
+    """`ampdeploy build` on images and weights in `folder`, which are made if need be."""
+    if not (folder / "train").exists():
+        copy_images(folder)
+        tiny_weights(folder / "tiny.safetensors")
+    return [
+        "build", "--model", TINY, "--weights", str(folder / "tiny.safetensors"),
+        "--calib", str(folder / "train"), "--eval", str(folder), "--out", str(out),
+        *OPTIONS, *more,
+    ]  # fmt: skip
+
+
+def start(command: list[str]) -> subprocess.Popen[str]:
+    """`ampdeploy` in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "ampdeploy", *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )

@@ -1,0 +1,129 @@
+"""Nothing half-written, nothing overwritten, nothing misread."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+
+import pytest
+
+from ampdeploy import artifacts
+from ampdeploy.artifacts import Manifest, StageRecord, atomic_path, run_lock, write_json
+from ampdeploy.errors import AmpDeployError, ArtifactError
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"old": 1})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(path, {"new": float("nan")})
+
+    def fail_half_way(temporary):
+        temporary.write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        artifacts.write_with(path, fail_half_way)
+    assert artifacts.read_json(path) == {"old": 1}
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+import torch
+from ampdeploy.errors import AmpDeployError
+from ampdeploy.artifacts import write_text
+from ampdeploy.models.checkpoint import write_safetensors
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
+for write in (
+    lambda p: write_text(p, "x" * (1 << 20)),
+    lambda p: write_safetensors(p, {"a": torch.zeros(1 << 20)}, {}),
+):
+    try:
+        write(Path(sys.argv[1]))
+    except AmpDeployError as error:
+        print(error)
+"""
+
+
+def test_a_full_disk_is_a_user_error_and_leaves_the_old_file(tmp_path):
+    # A file size limit makes the same system calls fail as a full disk does.
+    path = tmp_path / "model.safetensors"
+    path.write_text("old")
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(path)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.count("the disk is full") == 2
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["model.safetensors"]
+    assert resource.RLIMIT_FSIZE is not None
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    with pytest.raises(AmpDeployError, match=r"cannot write .*file/run"):
+        artifacts.prepare_folder(blocked / "run")
+    with pytest.raises(AmpDeployError, match="cannot write"), atomic_path(blocked / "x") as path:
+        path.write_text("x")
+
+
+def test_damaged_and_foreign_json(tmp_path):
+    path = tmp_path / "x.json"
+    with pytest.raises(ArtifactError, match="does not exist"):
+        artifacts.read_json(path)
+    path.write_text('{"a": ')
+    with pytest.raises(ArtifactError, match="damaged"):
+        artifacts.read_json(path)
+
+
+def record(**changes):
+    fields = {
+        "fingerprint": "f",
+        "options": {},
+        "inputs": {},
+        "outputs": {},
+        "versions": {},
+        "seconds": 1.0,
+        "facts": {},
+    }
+    return StageRecord(**{**fields, **changes})
+
+
+def test_manifest_round_trip(tmp_path):
+    manifest = Manifest.create(tmp_path, model="dinov2_s", tool_version="1")
+    manifest.put("data", record(facts={"n": 3}))
+    again = Manifest.read(tmp_path)
+    assert again.model == "dinov2_s"
+    assert again.facts("data") == {"n": 3}
+    assert again.stage("score") is None
+    with pytest.raises(ArtifactError, match="no finished stage 'score'"):
+        again.facts("score")
+
+
+def test_a_manifest_of_another_version_or_none_is_refused(tmp_path):
+    with pytest.raises(ArtifactError, match="not a run of ampdeploy"):
+        Manifest.read(tmp_path)
+    (tmp_path / artifacts.MANIFEST).write_text(json.dumps({"schema_version": 99}))
+    with pytest.raises(ArtifactError, match="schema version 99"):
+        Manifest.read(tmp_path)
+
+
+def test_two_builds_cannot_share_a_folder(tmp_path):
+    with (
+        run_lock(tmp_path),
+        pytest.raises(AmpDeployError, match="another ampdeploy"),
+        run_lock(tmp_path),
+    ):
+        pass
+    with run_lock(tmp_path):  # and it is free again afterwards
+        pass
+
+
+def test_hash_does_not_depend_on_key_order():
+    assert artifacts.sha256_json({"a": 1, "b": [2]}) == artifacts.sha256_json({"b": [2], "a": 1})
+    assert artifacts.sha256_json({"a": 1}) != artifacts.sha256_json({"a": 2})

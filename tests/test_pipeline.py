@@ -1,0 +1,247 @@
+"""The whole pipeline on a tiny ViT: what it writes, what it skips, and how it survives a kill."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import ampdeploy
+from ampdeploy import artifacts
+from ampdeploy.artifacts import Manifest, sha256_file
+from ampdeploy.cli import main
+from ampdeploy.report.result import Report
+from tests import runs
+
+# Everything whose bytes depend only on inputs and options, not on the clock.
+DETERMINISTIC = (
+    artifacts.BASELINE,
+    artifacts.SCORES,
+    artifacts.WIDTHS,
+    artifacts.SLIM,
+    artifacts.DISTILLED,
+    artifacts.BASELINE_ONNX,
+    artifacts.MODEL_ONNX,
+    artifacts.EXPORT,
+    artifacts.EVAL,
+)
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {name: sha256_file(folder / name) for name in DETERMINISTIC if (folder / name).exists()}
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("inputs")
+
+
+@pytest.fixture(scope="module")
+def finished(inputs, tmp_path_factory) -> Path:
+    """A finished run."""
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    assert main(runs.arguments(inputs, out, "-q")) == 0
+    return out
+
+
+def test_the_run_directory_holds_the_contract(finished):
+    for name in (*DETERMINISTIC, artifacts.BENCH, artifacts.REPORT_JSON, artifacts.REPORT_MD):
+        assert (finished / name).exists() == (name != artifacts.DISTILLED), name
+    assert not list(finished.glob("*.tmp")) + list(finished.glob(".*.tmp"))
+    manifest = Manifest.read(finished)
+    assert list(manifest.data["stages"]) == [
+        "data", "load", "score", "search", "slim", "export", "eval", "bench", "report",
+    ]  # fmt: skip
+    for name in manifest.data["stages"]:
+        for artifact, digest in manifest.stage(name).outputs.items():
+            assert sha256_file(finished / artifact) == digest
+    files = manifest.facts("data")["calib"]["files"]
+    assert len(files) == 16
+    assert all(len(file[1]) == 64 for file in files)
+    assert manifest.data["weights"]["sha256"] == sha256_file(
+        Path(manifest.data["config"]["model"]["weights"])
+    )
+
+
+def test_the_model_is_physically_smaller_and_so_is_its_file(finished):
+    dense = ampdeploy.load_slim(finished / artifacts.BASELINE)
+    slim = ampdeploy.load_slim(finished / artifacts.SLIM)
+    params = [sum(p.numel() for p in model.parameters()) for model in (dense, slim)]
+    assert params[1] < params[0]
+    sizes = [(finished / n).stat().st_size for n in (artifacts.BASELINE_ONNX, artifacts.MODEL_ONNX)]
+    assert sizes[0] - sizes[1] == pytest.approx(4 * (params[0] - params[1]), rel=0.02)
+    with torch.no_grad():
+        assert slim(torch.zeros(1, 3, 160, 160)).features.shape == (1, 64)
+
+
+def test_widths_hold_indices_and_every_candidate(finished):
+    widths = artifacts.read_json(finished / artifacts.WIDTHS)
+    slim = ampdeploy.load_slim(finished / artifacts.SLIM)
+    assert [len(b["indices"]) for b in widths["blocks"]] == [b["kept"] for b in widths["blocks"]]
+    assert [b["kept"] for b in widths["blocks"]] == [s.hidden for s in slim.spec.sites]
+    search = widths["search"]
+    assert len(search["candidates"]) == 6 * 6
+    accepted = [c for c in search["candidates"] if c["accepted"]]
+    assert search["final_value"] == accepted[-1]["value"]
+
+
+def test_the_report_is_complete(finished):
+    report = Report.read(finished / artifacts.REPORT_JSON)
+    assert report.pruned.params < report.baseline.params
+    assert report.ratio.file_bytes < 1
+    assert set(report.baseline.latency_ms) == {"1", "2"}
+    assert report.baseline.latency_ms["1"].n >= 30
+    assert report.fidelity.images == 17
+    assert report.baseline.accuracy.keys() == {"knn_top1"}
+    assert report.weights.source.endswith("tiny.safetensors")
+    text = (finished / artifacts.REPORT_MD).read_text()
+    assert f"{report.fidelity.cosine_mean:.3f}"[:4] in text
+
+
+def test_running_again_does_nothing(inputs, finished, capsys):
+    before = {path: path.stat().st_mtime_ns for path in finished.glob("*.*") if path.is_file()}
+    assert main(runs.arguments(inputs, finished)) == 0
+    shown = capsys.readouterr()
+    assert shown.err.count("up to date") == 9
+    after = {path: path.stat().st_mtime_ns for path in finished.glob("*.*") if path.is_file()}
+    changed = {path.name for path in before if before[path] != after[path]}
+    assert changed <= {artifacts.MANIFEST, ".lock"}
+    assert "report.md" in shown.out
+
+
+def test_a_damaged_artifact_is_made_again_and_the_rest_follows(inputs, finished, capsys):
+    expected = hashes(finished)
+    (finished / artifacts.SLIM).write_bytes(b"rubbish")
+    assert main(runs.arguments(inputs, finished)) == 0
+    shown = capsys.readouterr().err
+    # data, load, score, search stand; slim is redone and is what it was, so export stands too.
+    assert shown.count("up to date") == 8
+    assert hashes(finished) == expected
+
+
+def test_dry_run_names_what_would_run_and_writes_nothing(inputs, finished, tmp_path, capsys):
+    out = tmp_path / "new"
+    assert main(runs.arguments(inputs, out, "--dry-run")) == 0
+    assert capsys.readouterr().out.count("would run") == 9
+    assert not out.exists()
+    changed = [*runs.arguments(inputs, finished), "--entropy-threshold", "0.5", "--dry-run"]
+    assert main([*changed, "--json"]) == 0
+    stages = json.loads(capsys.readouterr().out)["stages"]
+    done = {stage["name"]: stage["up_to_date"] for stage in stages}
+    assert done["score"]
+    assert not done["search"]
+    assert not done["report"]
+
+
+def test_python_api_and_torch_target(inputs, tmp_path):
+    from ampdeploy import BenchConfig, BuildConfig, DataConfig, ModelConfig, PruneConfig
+
+    runs.arguments(inputs, tmp_path)  # makes the inputs
+    run = ampdeploy.build(
+        BuildConfig(
+            model=ModelConfig(name=runs.TINY, weights=str(inputs / "tiny.safetensors")),
+            data=DataConfig(calib=inputs / "train", calib_images=8),
+            target="torch",
+            prune=PruneConfig(criterion="cross-entropy", batch_size=8),
+            bench=BenchConfig(batch_sizes=(1,), min_runs=5, max_seconds=0.5),
+            out=tmp_path / "api",
+        )
+    )
+    report = Report.read(run.path(artifacts.REPORT_JSON))
+    assert report.target == "torch"
+    # Without --eval, the images that calibration did not draw are judged on.
+    assert report.fidelity.images == 24 - 8
+    calib = {file[1] for file in run.facts("data")["calib"]["files"]}
+    judged = {file[1] for file in run.facts("data")["queries"]["files"]}
+    assert not calib & judged
+
+
+def test_verbs_on_a_finished_run(inputs, finished, tmp_path, capsys):
+    import shutil
+
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    assert main(["eval", "--run", str(run), "--images", str(inputs), "--json", "-q"]) == 0
+    judged = json.loads(capsys.readouterr().out)
+    stored = artifacts.read_json(run / artifacts.EVAL)
+    assert judged["fidelity"] == stored["fidelity"]
+    assert judged["accuracy"] == stored["accuracy"]
+
+    pair = [str(run / artifacts.SLIM), "--baseline", str(run / artifacts.BASELINE)]
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for image in sorted((inputs / "val").rglob("*.jpg")):
+        shutil.copy(image, flat / f"{image.parent.name}-{image.name}")
+    assert main(["eval", *pair, "--images", str(flat), "--json", "-q"]) == 0
+    unlabelled = json.loads(capsys.readouterr().out)
+    assert unlabelled["accuracy"] is None
+    assert "no labels" in unlabelled["why"]["accuracy"]
+    # The same slim model through PyTorch and through ONNX Runtime is equally far from the dense.
+    assert unlabelled["fidelity"]["cosine_mean"] == pytest.approx(
+        judged["fidelity"]["cosine_mean"], abs=1e-4
+    )
+
+    short = ["--batches", "1", "--min-runs", "5", "--seconds", "0.5", "--threads", "1"]
+    command = ["bench", "--run", str(run), "--images", str(flat), "--json", "-q", *short]
+    assert main(command) == 0
+    measured = json.loads(capsys.readouterr().out)
+    assert measured["latency"]["1"]["baseline"]["n"] >= 5
+
+    (run / artifacts.REPORT_MD).unlink()
+    assert main(["report", str(run), "--markdown"]) == 0
+    assert capsys.readouterr().out == (run / artifacts.REPORT_MD).read_text()
+    assert main(["inspect", str(run / artifacts.SLIM), "--json"]) == 0
+    inspected = json.loads(capsys.readouterr().out)
+    assert inspected["params"] == Report.read(run / artifacts.REPORT_JSON).pruned.params
+    assert main(["export", str(run), "-q"]) == 0
+    assert main(["distill", str(run), "--epochs", "1", "--batch-size", "8", "-q"]) == 0
+    assert (run / artifacts.DISTILLED).exists()
+    assert "loss" in capsys.readouterr().out
+    assert sha256_file(run / artifacts.DISTILLED) != sha256_file(run / artifacts.SLIM)
+
+
+@pytest.mark.slow
+def test_killed_at_any_stage_it_continues_and_ends_the_same(inputs, tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    command = ["--distill-epochs", "2"]
+    assert main(runs.arguments(inputs, whole, "-q", *command)) == 0
+    for stage in ("load", "search", "slim", "export"):
+        process = runs.start(runs.arguments(inputs, broken, *command))
+        while stage not in finished_stages(broken) and process.poll() is None:
+            time.sleep(0.005)
+        assert process.poll() is None, process.communicate()
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.communicate()
+        assert "report" not in finished_stages(broken)
+    process = runs.start(runs.arguments(inputs, broken, *command))
+    _, shown = process.communicate(timeout=300)
+    assert process.returncode == 0, shown
+    assert "load    up to date" in shown
+    assert hashes(broken) == hashes(whole)
+    assert (broken / artifacts.DISTILLED).exists()
+    assert not list(broken.glob(".*.tmp"))
+    assert not (broken / artifacts.DISTILL_STATE).exists()
+
+
+def finished_stages(folder: Path) -> list[str]:
+    if not (folder / artifacts.MANIFEST).exists():
+        return []
+    return list(Manifest.read(folder).data["stages"])
+
+
+def test_ctrl_c_says_how_to_go_on(inputs, tmp_path):
+    out = tmp_path / "run"
+    process = runs.start(runs.arguments(inputs, out))
+    while "data" not in finished_stages(out) and process.poll() is None:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    _, shown = process.communicate(timeout=60)
+    assert process.returncode == 130, shown
+    assert "run the same command again to go on" in shown
+    assert "Traceback" not in shown
+    assert not list(out.glob(".*.tmp"))
