@@ -23,6 +23,7 @@ SCORES = "scores.safetensors"
 WIDTHS = "widths.json"
 SLIM = "slim.safetensors"
 DISTILLED = "distilled.safetensors"
+DISTILL = "distill.json"  # loss, rate and weight decay of every step
 DISTILL_STATE = "distill.state.pt"  # trainer state while distillation is under way
 MODEL_ONNX = "model.onnx"
 BASELINE_ONNX = "baseline.onnx"

@@ -13,7 +13,6 @@ from typing import Any
 from ampdeploy.errors import ConfigError
 
 CRITERIA = ("entropy", "cross-entropy")
-TARGETS = ("ort", "ort-cuda", "torch")
 
 
 def _positive(owner: object, *names: str) -> None:
@@ -83,6 +82,8 @@ class PruneConfig:
     """dE: how much the criterion may rise per block."""
     steps: int = 6
     """Binary search steps, so that widths fall on a grid of hidden / 2**steps."""
+    device: str = "auto"
+    """``auto``: CUDA if there is one, else CPU."""
 
     def __post_init__(self) -> None:
         _one_of("criterion", self.criterion, CRITERIA)
@@ -194,7 +195,9 @@ class BuildConfig:
     resume: bool = True
 
     def __post_init__(self) -> None:
-        _one_of("target", self.target, TARGETS)
+        from ampdeploy.targets.base import target_names
+
+        _one_of("target", self.target, target_names())
         if self.prune.batch_size > self.data.calib_images:
             raise ConfigError(
                 f"the criterion's batch of {self.prune.batch_size} is larger than the "
@@ -225,3 +228,37 @@ def to_json(config: Any) -> dict[str, Any]:
     result = plain(dataclasses.asdict(config))
     assert isinstance(result, dict)
     return result
+
+
+_PATHS = {"calib", "eval", "images", "out"}
+_PARTS: dict[str, type] = {
+    "model": ModelConfig,
+    "data": DataConfig,
+    "prune": PruneConfig,
+    "distill": DistillConfig,
+    "export": ExportConfig,
+    "bench": BenchConfig,
+}
+
+
+def from_json(data: dict[str, Any]) -> BuildConfig:
+    """The `BuildConfig` that `to_json` wrote.
+
+    Raises:
+        ConfigError: An option this version does not know, or a value it refuses.
+    """
+
+    def restore(name: str, value: Any) -> Any:
+        if name in _PARTS:
+            return _PARTS[name](**{key: restore(key, item) for key, item in value.items()})
+        if isinstance(value, list):
+            return tuple(value)
+        return Path(value) if name in _PATHS and value is not None else value
+
+    try:
+        return BuildConfig(**{name: restore(name, value) for name, value in data.items()})
+    except TypeError as error:
+        raise ConfigError(
+            f"the run was made with options this version does not know: {error}. "
+            "Build it again with this version."
+        ) from error

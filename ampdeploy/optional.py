@@ -66,6 +66,33 @@ def require(module: str, *, needed_by: str) -> ModuleType:
         ) from error
 
 
+# Everything between a model name and a report.
+BUILD_HOST_MODULES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "safetensors",
+    "PIL",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+)
+
+
+def require_build_host(needed_by: str) -> None:
+    """Check that this installation can build, before anything expensive starts.
+
+    Raises:
+        MissingDependencyError: Naming every package that is missing and the one line to install.
+    """
+    missing = [module for module in BUILD_HOST_MODULES if not available(module)]
+    if missing:
+        raise MissingDependencyError(
+            f"{needed_by} needs a build host, and this installation has no {', '.join(missing)}. "
+            f"Run: {install_line('torch')}"
+        )
+
+
 def available(module: str) -> bool:
     """Whether `module` can be found, without importing it."""
     try:

@@ -57,7 +57,7 @@ def plan(config: BuildConfig) -> list[Stage]:
         run=stages.distill,
         reads=(a.BASELINE, a.SLIM),
         after=("data",),
-        writes=(a.DISTILLED,),
+        writes=(a.DISTILLED, a.DISTILL),
         options=stages.distill_options(config),
     )
     return [

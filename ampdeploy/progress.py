@@ -15,10 +15,26 @@ from rich.progress import Progress as RichProgress
 
 log = logging.getLogger("ampdeploy")
 
+# One console for bars and lines, so that a line printed under a running bar does not tear it.
+console = Console(stderr=True)
+
 # Without a terminal, a line at most this often, so that a CI log shows life but stays readable.
 PLAIN_LINE_EVERY_S = 15.0
 
 T = TypeVar("T")
+
+
+class _ConsoleHandler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        prefix = "" if record.levelno < logging.WARNING else f"{record.levelname.capitalize()}: "
+        console.print(prefix + self.format(record), markup=False, highlight=False, soft_wrap=True)
+
+
+def set_up_logging(level: int) -> None:
+    """Send the ``ampdeploy`` logger to stderr. Called by the command line, never on import."""
+    log.handlers[:] = [_ConsoleHandler()]
+    log.setLevel(level)
+    log.propagate = False
 
 
 class Task:
@@ -78,7 +94,7 @@ def task(description: str, total: int) -> Iterator[Task]:
         MofNCompleteColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[text]}"),
-        console=Console(stderr=True),
+        console=console,
         transient=True,
     )
     with bar:

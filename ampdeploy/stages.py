@@ -74,6 +74,8 @@ def preflight(config: BuildConfig) -> None:
 
     _spec(config)
     resolve_device(config.prune.device)
+    if config.distill.epochs:
+        resolve_device(config.distill.device)
     get_target(config.target).check()
 
 
@@ -373,8 +375,10 @@ def distill(run: Run) -> dict[str, Any]:
         run.path(artifacts.DISTILLED),
         kept=[torch.tensor(indices) for indices in kept] if kept else None,
     )
+    facts = dataclasses.asdict(result)
+    artifacts.write_json(run.path(artifacts.DISTILL), facts)
     state.unlink(missing_ok=True)
-    return {"images": len(images), **dataclasses.asdict(result)}
+    return {name: value for name, value in facts.items() if name != "history"}
 
 
 # ---------------------------------------------------------------- export
