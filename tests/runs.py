@@ -16,7 +16,8 @@ CLASSES = 4
 # Small enough for seconds, large enough for every stage to do real work.
 OPTIONS = [
     "--calib-images", "16", "--batch", "8", "--micro-batch", "5",
-    "--entropy-threshold", "0.002", "--bench-batches", "1,2", "--bench-seconds", "1", "--threads", "1",
+    "--entropy-threshold", "0.002", "--bench-batches", "1,2", "--bench-seconds", "1",
+    "--threads", "1",
 ]  # fmt: skip
 
 
