@@ -113,14 +113,15 @@ def data(run: Run) -> dict[str, Any]:
         seed=config.seed,
         minimum=run.config.prune.batch_size,
     )
-    calib = dataclasses.replace(found, records=found.records[: config.calib_images])
+    calib = found.first(config.calib_images)
     bank = None
     if config.eval:
         evaluation = scan_eval(config.eval, limit=config.eval_images, seed=config.seed)
         queries, bank = evaluation.queries, evaluation.bank
     else:
-        queries = dataclasses.replace(found, records=found.records[config.calib_images :])
-    queries, shared = _without(queries, calib)
+        queries = found.after(config.calib_images)
+    unseen = queries.without(calib)
+    queries, shared = unseen, len(queries) - len(unseen)
     if shared:
         log.warning("%d evaluation images are calibration images too; left out", shared)
     if len(queries) < MIN_EVAL_IMAGES:
@@ -136,13 +137,6 @@ def data(run: Run) -> dict[str, Any]:
         "bank": bank.to_json() if bank else None,
         "shared_with_calibration": shared,
     }
-
-
-def _without(images: ImageSet, others: ImageSet) -> tuple[ImageSet, int]:
-    """`images` less those whose bytes are among `others`, and how many those were."""
-    known = {record.sha256 for record in others.records}
-    records = tuple(record for record in images.records if record.sha256 not in known)
-    return dataclasses.replace(images, records=records), len(images.records) - len(records)
 
 
 def _images(run: Run, which: str) -> ImageSet | None:
@@ -163,7 +157,7 @@ def _calibration(run: Run) -> ImageSet:
             len(images) - whole,
             run.config.prune.batch_size,
         )
-    return dataclasses.replace(images, records=images.records[:whole])
+    return images.first(whole)
 
 
 # ---------------------------------------------------------------- load
@@ -348,15 +342,17 @@ def distill(run: Run) -> dict[str, Any]:
     )
     queries = _images(run, "queries")
     assert queries is not None
-    images, shared = _without(images, queries)
-    if shared:
-        log.info("        %d images are kept for judging and not trained on", shared)
+    unseen = images.without(queries)
+    if len(unseen) < len(images):
+        log.info(
+            "        %d images are kept for judging and not trained on", len(images) - len(unseen)
+        )
     student = load_model(run.path(artifacts.SLIM))
     state = run.path(artifacts.DISTILL_STATE)
     identity = artifacts.sha256_json(
         {
             "options": to_json(config),
-            "images": images.sha256,
+            "images": unseen.sha256,
             "baseline": run.sha256(artifacts.BASELINE),
             "slim": run.sha256(artifacts.SLIM),
         }
@@ -364,7 +360,7 @@ def distill(run: Run) -> dict[str, Any]:
     result = train(
         student,
         load_model(run.path(artifacts.BASELINE)),
-        images,
+        unseen,
         config,
         state_path=state,
         identity=identity,
@@ -395,7 +391,7 @@ def export(run: Run) -> dict[str, Any]:
     config = run.config.export
     queries = _images(run, "queries")
     assert queries is not None
-    few = dataclasses.replace(queries, records=queries.records[: max(config.verify_batches)])
+    few = queries.first(max(config.verify_batches))
     facts: dict[str, Any] = {}
     pairs = {
         "baseline": (artifacts.BASELINE, artifacts.BASELINE_ONNX),
@@ -467,7 +463,7 @@ def bench(run: Run) -> dict[str, Any]:
     queries = _images(run, "queries")
     assert queries is not None
     most = BUFFERS * max(run.config.bench.batch_sizes)
-    few = dataclasses.replace(queries, records=queries.records[:most])
+    few = queries.first(most)
     baseline, pruned = (run.path(name) for name in runnable_artifacts(run.config))
     result = measure_pair(
         run.config.target,

@@ -22,7 +22,7 @@ OPTIONS = [
 
 
 def copy_images(folder: Path) -> tuple[Path, Path]:
-    """A few of the shipped images: (calibration folder, evaluation folder with train and val)."""
+    """A few of the shipped images: (calibration folder, evaluation folder)."""
     for split, count in (("train", CALIB_PER_CLASS), ("val", EVAL_PER_CLASS)):
         for source in sorted((CALIB_DATA / split).iterdir())[:CLASSES]:
             target = folder / split / source.name

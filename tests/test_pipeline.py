@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -141,10 +142,14 @@ def test_python_api_and_torch_target(inputs, tmp_path):
     from ampdeploy import BenchConfig, BuildConfig, DataConfig, ModelConfig, PruneConfig
 
     runs.arguments(inputs, tmp_path)  # makes the inputs
+    images = tmp_path / "images"
+    shutil.copytree(inputs / "train", images)
+    # One broken file among 25 is under the 5% that a folder may hold.
+    (images / "broken.jpg").write_text("no image")
     run = ampdeploy.build(
         BuildConfig(
             model=ModelConfig(name=runs.TINY, weights=str(inputs / "tiny.safetensors")),
-            data=DataConfig(calib=inputs / "train", calib_images=8),
+            data=DataConfig(calib=images, calib_images=8),
             target="torch",
             prune=PruneConfig(criterion="cross-entropy", batch_size=8),
             bench=BenchConfig(batch_sizes=(1,), min_runs=5, max_seconds=0.5),
@@ -155,14 +160,14 @@ def test_python_api_and_torch_target(inputs, tmp_path):
     assert report.target == "torch"
     # Without --eval, the images that calibration did not draw are judged on.
     assert report.fidelity.images == 24 - 8
+    assert report.data.calib.skipped.keys() == {"broken.jpg"}
+    assert "broken.jpg" in run.path(artifacts.REPORT_MD).read_text()
     calib = {file[1] for file in run.facts("data")["calib"]["files"]}
     judged = {file[1] for file in run.facts("data")["queries"]["files"]}
     assert not calib & judged
 
 
 def test_verbs_on_a_finished_run(inputs, finished, tmp_path, capsys):
-    import shutil
-
     run = tmp_path / "run"
     shutil.copytree(finished, run)
     assert main(["eval", "--run", str(run), "--images", str(inputs), "--json", "-q"]) == 0

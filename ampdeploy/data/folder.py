@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import os
@@ -92,6 +93,20 @@ class ImageSet:
     def sha256(self) -> str:
         """Identity of the sample: names, contents and order, wherever the folder lies."""
         return sha256_json([[record.relative, record.sha256] for record in self.records])
+
+    def first(self, count: int) -> ImageSet:
+        """The first `count` images, in order."""
+        return dataclasses.replace(self, records=self.records[:count])
+
+    def after(self, count: int) -> ImageSet:
+        """The images behind the first `count`, in order."""
+        return dataclasses.replace(self, records=self.records[count:])
+
+    def without(self, others: ImageSet) -> ImageSet:
+        """The images whose content is not in `others`, in order."""
+        known = {record.sha256 for record in others.records}
+        kept = tuple(record for record in self.records if record.sha256 not in known)
+        return dataclasses.replace(self, records=kept)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data that `from_json` turns into the same set."""

@@ -48,6 +48,9 @@ def open_session(
         )
     options = runtime.SessionOptions()
     options.log_severity_level = LOG_ERRORS_ONLY
+    # Preallocating one block per input shape took 100 MB more for DINOv2-S at batch 8 and gave no
+    # speed (0.50 s a call either way); the arena alone is enough.
+    options.enable_mem_pattern = False
     if threads is not None:
         options.intra_op_num_threads = threads
     try:

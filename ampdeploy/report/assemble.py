@@ -156,7 +156,7 @@ def _dataset(images: Mapping[str, Any]) -> Dataset:
         name=Path(images["root"]).name,
         sha256=images["sha256"],
         images=len(images["files"]),
-        skipped={item["relative"]: item["reason"] for item in images["skipped"]},
+        skipped=dict(images["skipped"]),
     )
 
 

@@ -67,13 +67,6 @@ def measure_fidelity(
         return compare(reference, candidate, track(batches, "fidelity", count)).result()
 
 
-def without(images: ImageSet, held_out: ImageSet) -> ImageSet:
-    """`images` less those whose content is in `held_out`."""
-    seen = {record.sha256 for record in held_out.records}
-    kept = tuple(record for record in images.records if record.sha256 not in seen)
-    return dataclasses.replace(images, records=kept)
-
-
 def describe_images(images: ImageSet) -> dict[str, Any]:
     """What identifies an image set anywhere: the end of its path, size and hash."""
     return {
@@ -112,7 +105,7 @@ def run_benchmark(
     Raises:
         AmpDeployError: A checkpoint or the images cannot be used, or training diverged.
     """
-    found, train = len(train), without(train, held_out)
+    found, train = len(train), train.without(held_out)
     teacher, student = load_model(run / BASELINE), load_model(run / SLIM)
     facts = {
         "teacher": describe_model(teacher, run / BASELINE),

@@ -13,10 +13,10 @@ from ampdeploy.models.registry import REGISTRY
 
 # The command line is a promise. Adding an option means adding it here, on purpose.
 OPTIONS = {
-    "build": "--batch --bench-batches --bench-seconds --calib --calib-images --criterion --device --distill-epochs "
-    "--dry-run --entropy-threshold --eval --eval-images --image-size --inv-temperature --json "
-    "--micro-batch --model --no-resume --out --quiet --resume --seed --target --threads "
-    "--verbose --weights -q -v",
+    "build": "--batch --bench-batches --bench-seconds --calib --calib-images --criterion "
+    "--device --distill-epochs --dry-run --entropy-threshold --eval --eval-images --image-size "
+    "--inv-temperature --json --micro-batch --model --no-resume --out --quiet --resume --seed "
+    "--target --threads --verbose --weights -q -v",
     "prune": "--batch --calib --calib-images --criterion --device --dry-run --entropy-threshold "
     "--eval --eval-images --image-size --inv-temperature --json --micro-batch --model --no-resume "
     "--out --quiet --resume --seed --verbose --weights -q -v",
