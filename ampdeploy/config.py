@@ -22,6 +22,14 @@ def _positive(owner: object, *names: str) -> None:
             raise ConfigError(f"{name.replace('_', ' ')} is {value}; it must be above 0.")
 
 
+def _as_paths(owner: object, *names: str) -> None:
+    """Let the Python API take strings where it means paths."""
+    for name in names:
+        value = getattr(owner, name)
+        if value is not None:
+            object.__setattr__(owner, name, Path(value))
+
+
 def _one_of(what: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         from ampdeploy.models.registry import close_matches
@@ -62,6 +70,7 @@ class DataConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        _as_paths(self, "calib", "eval")
         _positive(self, "calib_images")
         if self.eval_images is not None:
             _positive(self, "eval_images")
@@ -126,6 +135,7 @@ class DistillConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        _as_paths(self, "images")
         _positive(self, "batch_size", "base_lr", "checkpoint_every", "clip_grad_norm")
         _one_of("autocast", self.autocast, ("auto", "bfloat16", "none"))
         if self.epochs < 0 or self.warmup_epochs < 0:
@@ -197,6 +207,7 @@ class BuildConfig:
     def __post_init__(self) -> None:
         from ampdeploy.targets.base import target_names
 
+        _as_paths(self, "out")
         _one_of("target", self.target, target_names())
         if self.prune.batch_size > self.data.calib_images:
             raise ConfigError(

@@ -77,3 +77,9 @@ def test_options_of_another_version_are_named():
     data["prune"]["future"] = 1
     with pytest.raises(ConfigError, match="future"):
         from_json(data)
+
+
+def test_strings_are_taken_as_paths():
+    data = DataConfig(calib="c", eval="e")
+    assert (data.calib, data.eval) == (Path("c"), Path("e"))
+    assert build_config(out="o").folder == Path("o")
