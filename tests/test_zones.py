@@ -41,8 +41,8 @@ def test_core_and_device_side_import_without_torch_or_onnx():
     names = [
         "ampdeploy", "ampdeploy.cli", "ampdeploy.config", "ampdeploy.artifacts",
         "ampdeploy.errors", "ampdeploy.optional", "ampdeploy.progress", "ampdeploy.pipeline",
-        "ampdeploy.stages", "ampdeploy.models.registry", "ampdeploy.models.spec",
-        *modules_of("commands", "report", "bench"),
+        "ampdeploy.run", "ampdeploy.models.registry", "ampdeploy.models.spec",
+        *modules_of("commands", "stages", "report", "bench"),
         *(n for n in modules_of("targets") if not n.endswith(".torch")),
         "ampdeploy.export.session", "ampdeploy.export.verify",
     ]  # fmt: skip

@@ -51,7 +51,7 @@ def find_pair(
         raise ConfigError(f"{verb} takes --run RUN, or ARTIFACT with --baseline BASELINE.")
     if run is not None:
         from ampdeploy.pipeline import rerun_config
-        from ampdeploy.stages import runnable_artifacts_for
+        from ampdeploy.stages.common import runnable_artifacts_for
 
         config = rerun_config(run)
         chosen = get_target(target or config.target)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from torch import nn
 
 from ampdeploy.errors import UnsupportedModelError
@@ -32,6 +34,22 @@ def _check_no_inner_norm(mlp: nn.Module, name: str) -> None:
         )
 
 
+class _Kind(NamedTuple):
+    """Where one of timm's MLP classes keeps its linears."""
+
+    fc_in: tuple[str, ...]
+    gated: bool = False
+    packed: bool = False
+
+
+_FC_OUT = "fc2"
+_KINDS = {
+    "Mlp": _Kind(("fc1",)),
+    "GluMlp": _Kind(("fc1",), gated=True, packed=True),  # SwiGLUPacked: DINOv2-g
+    "SwiGLU": _Kind(("fc1_g", "fc1_x"), gated=True),  # split gate: EVA, DINOv3
+}
+
+
 def find_site(mlp: nn.Module, block: int, name: str) -> MlpSite:
     """The `MlpSite` of one timm MLP module.
 
@@ -43,45 +61,21 @@ def find_site(mlp: nn.Module, block: int, name: str) -> MlpSite:
     Raises:
         UnsupportedModelError: It cannot be slimmed exactly, with the reason.
     """
-    kind = type(mlp).__name__
-    if kind == "Mlp":
-        _check_no_inner_norm(mlp, name)
-        _linear(mlp, "fc1", name)
-        out = _linear(mlp, "fc2", name)
-        return MlpSite(
-            block=block,
-            name=name,
-            fc_in=(f"{name}.fc1",),
-            fc_out=f"{name}.fc2",
-            hidden=out.in_features,
-        )
-    if kind == "GluMlp":  # timm's SwiGLUPacked: DINOv2-g
-        _check_no_inner_norm(mlp, name)
-        _linear(mlp, "fc1", name)
-        out = _linear(mlp, "fc2", name)
-        return MlpSite(
-            block=block,
-            name=name,
-            fc_in=(f"{name}.fc1",),
-            fc_out=f"{name}.fc2",
-            hidden=out.in_features,
-            gated=True,
-            packed=True,
-        )
-    if kind == "SwiGLU":  # split gate: EVA
-        _check_no_inner_norm(mlp, name)
-        _linear(mlp, "fc1_g", name)
-        _linear(mlp, "fc1_x", name)
-        out = _linear(mlp, "fc2", name)
-        return MlpSite(
-            block=block,
-            name=name,
-            fc_in=(f"{name}.fc1_g", f"{name}.fc1_x"),
-            fc_out=f"{name}.fc2",
-            hidden=out.in_features,
-            gated=True,
-        )
-    raise _refuse(name, f"{kind} is not an MLP this tool knows")
+    kind = _KINDS.get(type(mlp).__name__)
+    if kind is None:
+        raise _refuse(name, f"{type(mlp).__name__} is not an MLP this tool knows")
+    _check_no_inner_norm(mlp, name)
+    for attribute in kind.fc_in:
+        _linear(mlp, attribute, name)
+    return MlpSite(
+        block=block,
+        name=name,
+        fc_in=tuple(f"{name}.{attribute}" for attribute in kind.fc_in),
+        fc_out=f"{name}.{_FC_OUT}",
+        hidden=_linear(mlp, _FC_OUT, name).in_features,
+        gated=kind.gated,
+        packed=kind.packed,
+    )
 
 
 def find_sites(backbone: nn.Module) -> tuple[MlpSite, ...]:
