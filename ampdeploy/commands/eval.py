@@ -15,6 +15,11 @@ from ampdeploy.commands.pair import find_pair, pair_options
 @pair_options
 @click.option("--limit", type=int, help="At most this many images of each split. Default: all.")
 @click.option("--seed", type=int, default=0, show_default=True)
+@click.option(
+    "--labels/--no-labels",
+    default=None,
+    help="Whether folders are classes. Default: two or more of them with no image beside them are.",
+)
 @common.as_json
 @common.verbosity
 def command(
@@ -25,18 +30,20 @@ def command(
     images: Path,
     limit: int | None,
     seed: int,
+    labels: bool | None,
     json_: bool,
 ) -> None:
     """Fidelity of a pruned model to its baseline on --images, and k-NN accuracy of both.
 
-    Class folders give labels; train/ and val/ inside are used as k-NN bank and queries.
+    Class folders give labels; train/ and val/ inside are used as k-NN bank and queries. Without
+    labels, fidelity alone is measured.
     """
     pair = find_pair("eval", artifact, baseline, run, target)
     from ampdeploy.data.folder import scan_eval
     from ampdeploy.evaluate import evaluate_pair
     from ampdeploy.targets.base import get_target
 
-    chosen = scan_eval(images, limit=limit, seed=seed)
+    chosen = scan_eval(images, limit=limit, seed=seed, labelled=labels)
     opened = get_target(pair.target)
     with opened.open(pair.baseline) as dense, opened.open(pair.pruned) as slim:
         result = evaluate_pair(

@@ -14,7 +14,13 @@ from typing import Any
 
 from ampdeploy.artifacts import sha256_json
 from ampdeploy.data.decode import UnreadableImageError, decode_rgb, read_bytes
-from ampdeploy.data.walk import IMAGE_SUFFIXES, find_images, folder_signature, sample_order
+from ampdeploy.data.walk import (
+    IMAGE_SUFFIXES,
+    find_images,
+    folder_signature,
+    is_folder,
+    sample_order,
+)
 from ampdeploy.errors import ArtifactError, ConfigError, DataError
 from ampdeploy.progress import log, task
 
@@ -225,31 +231,53 @@ def scan_eval(
         root: Class-per-folder images, a folder with such train/ and val/, or images alone.
         limit: At most this many from each split; None takes all.
         seed: Of the sampling.
-        labelled: Whether folders are classes; None finds out: two or more class folders are
-            labels, anything less is an unlabelled set, on which only fidelity can be measured.
+        labelled: Whether the folders below `root` (or below each split) are classes. None finds
+            out: two or more folders with no image beside them are, anything else is an unlabelled
+            set, on which only fidelity can be measured.
 
     Raises:
         DataError: As `scan_folder`; a labelled bank has none of the queries' classes.
     """
-    bank_root = root / "train"
-    query_root = next((root / name for name in ("val", "test") if (root / name).is_dir()), None)
-    if query_root is None or not bank_root.is_dir():
-        use_labels = _has_classes(root) if labelled is None else labelled
-        queries = scan_folder(root, limit=limit, seed=seed, labelled=use_labels)
-        return EvalImages(queries=queries, bank=None)
+    query_root, bank_root = _find_splits(root)
     if labelled is None:
-        labelled = _has_classes(query_root) and _has_classes(bank_root)
+        labelled = _folders_are_classes(query_root, bank_root)
     queries = scan_folder(query_root, limit=limit, seed=seed, labelled=labelled)
-    if not labelled:
-        log.info("  %s has no class folders: no k-NN, and %s is not used", query_root, bank_root)
+    if bank_root is None or not labelled:
         return EvalImages(queries=queries, bank=None)
     bank = scan_folder(bank_root, limit=limit, seed=seed, labelled=True)
     _check_bank(queries, bank)
     return EvalImages(queries=queries, bank=bank)
 
 
-def _has_classes(root: Path) -> bool:
-    return len({name.split("/")[0] for name in find_images(root) if "/" in name}) > 1
+def _find_splits(root: Path) -> tuple[Path, Path | None]:
+    """Where the queries and the bank are."""
+    judged = next((root / name for name in ("val", "test") if is_folder(root / name)), None)
+    if judged is not None and is_folder(root / "train"):
+        return judged, root / "train"
+    return root, None
+
+
+def _folders_are_classes(query_root: Path, bank_root: Path | None) -> bool:
+    """What the layout says; what is made of it is logged, because it is a guess."""
+    why_not = _why_no_classes(query_root)
+    if why_not is None and bank_root is not None:
+        why_not = _why_no_classes(bank_root)
+    if why_not is None:
+        log.info("  the folders in %s are taken as classes", query_root)
+    else:
+        log.info("  taken as unlabelled, for fidelity alone: %s", why_not)
+    return why_not is None
+
+
+def _why_no_classes(root: Path) -> str | None:
+    names = find_images(root)
+    folders = {name.split("/")[0] for name in names if "/" in name}
+    if len(folders) < 2:
+        return f"{root} has no two folders of images"
+    loose = [name for name in names if "/" not in name]
+    if loose:
+        return f"{len(loose)} of {len(names)} images in {root} lie in no folder, e.g. {loose[0]}"
+    return None
 
 
 def _check_bank(queries: ImageSet, bank: ImageSet) -> None:

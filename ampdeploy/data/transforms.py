@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 from PIL.Image import Image
+from timm.data import create_transform
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2  # type: ignore[import-untyped]
 
@@ -13,6 +14,9 @@ from ampdeploy.errors import ConfigError
 from ampdeploy.models.spec import ModelSpec
 
 Transform = Callable[[Image], Tensor]
+
+# timm takes any other word for "center".
+CROP_MODES = ("center", "squash", "border")
 
 # Colour part of DINOv2's augmentation (dinov2/data/augmentations.py, `color_jittering` and the
 # global crops): brightness, contrast, saturation, hue.
@@ -27,22 +31,31 @@ _SOLARISE_P = 0.2
 
 
 def eval_transform(spec: ModelSpec) -> Transform:
-    """The model's own preprocessing: resize the short side, centre crop, normalise.
+    """The model's own preprocessing, as timm does it: resize, centre crop, normalise.
+
+    Built by timm itself: its weights were published with this, to the pixel.
 
     Returns:
         RGB image -> (3, S, S) float32 with S = ``spec.image_size``. Same image, same tensor.
 
     Raises:
-        ConfigError: The model asks for an interpolation that torchvision does not have.
+        ConfigError: The model asks for an interpolation or a crop mode that is not known here.
     """
-    resized = round(spec.image_size / spec.crop_pct)
-    return v2.Compose(
-        [
-            v2.Resize(resized, interpolation=_interpolation(spec), antialias=True),
-            v2.CenterCrop(spec.image_size),
-            *_to_tensor(spec),
-        ]
+    _interpolation(spec)
+    if spec.crop_mode not in CROP_MODES:
+        raise ConfigError(
+            f"{spec.name} asks for crop mode {spec.crop_mode!r}; known are "
+            f"{', '.join(CROP_MODES)}. Choose another pretrained tag of the model."
+        )
+    transform: Transform = create_transform(
+        input_size=spec.image_size,
+        interpolation=spec.interpolation,
+        mean=spec.mean,
+        std=spec.std,
+        crop_pct=spec.crop_pct,
+        crop_mode=spec.crop_mode,
     )
+    return transform
 
 
 def train_transform(spec: ModelSpec, *, min_scale: float, strong: bool) -> Transform:
@@ -59,7 +72,7 @@ def train_transform(spec: ModelSpec, *, min_scale: float, strong: bool) -> Trans
         RGB image -> (3, S, S) float32 with S = ``spec.image_size``.
 
     Raises:
-        ConfigError: As `eval_transform`.
+        ConfigError: The model asks for an interpolation that torchvision does not have.
     """
     crop = v2.RandomResizedCrop(
         spec.image_size,

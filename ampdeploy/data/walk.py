@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import stat
 from pathlib import Path
 
 from ampdeploy.errors import DataError
@@ -33,9 +35,9 @@ def find_images(root: Path) -> list[str]:
     followed, and a folder that can be reached twice (a loop) is entered once.
 
     Raises:
-        DataError: `root` is missing or not a folder, or a folder in it cannot be listed.
+        DataError: `root` is missing or not a folder, or it or a folder in it cannot be read.
     """
-    if not root.is_dir():
+    if not is_folder(root):
         problem = "is a file, not a folder" if root.exists() else "does not exist"
         raise DataError(f"image folder {root} {problem}. Give the path of a folder of images.")
     found: list[str] = []
@@ -47,6 +49,27 @@ def find_images(root: Path) -> list[str]:
         found += files
         pending += sorted(folders, reverse=True)  # popped first to last
     return sorted(found)
+
+
+def is_folder(path: Path) -> bool:
+    """Whether `path` is a folder; unlike `Path.is_dir` the same on every version of Python.
+
+    Raises:
+        DataError: Nobody can say, e.g. because a folder above it may not be entered.
+    """
+    try:
+        return stat.S_ISDIR(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL in the name
+        return False
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> DataError:
+    return DataError(
+        f"cannot read image folder {path}: {error.strerror}. Check the path, and that this user "
+        "may read it and enter the folders above it."
+    )
 
 
 def _list_folder(
@@ -66,24 +89,29 @@ def _list_folder(
                 if entry.name.startswith("."):
                     continue
                 name = f"{relative}/{entry.name}" if relative else entry.name
-                if _is_folder(entry):
+                if _leads_to_folder(entry):
                     folders.append(name)
-                elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
+                elif _has_image_suffix(entry.name):
                     files.append(name)
     except OSError as error:
         # Its images would silently be missing from the sample, so this is not skipped.
-        raise DataError(
-            f"cannot list image folder {folder}: {error.strerror}. Make it readable, or give a "
-            "folder without it."
-        ) from error
+        raise _unreadable(folder, error) from error
     return files, folders
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
+def _leads_to_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a symlink to itself; as a file it is skipped later, with its reason
-        return False
+    except OSError as error:
+        # A symlink to itself, or to where this user may not look. One with an image's name counts
+        # as a file, which is skipped later with its reason; any other could be a whole folder.
+        if error.errno == errno.ELOOP or _has_image_suffix(entry.name):
+            return False
+        raise _unreadable(Path(entry.path), error) from error
+
+
+def _has_image_suffix(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
 def sample_order(names: list[str], seed: int) -> list[str]:

