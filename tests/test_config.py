@@ -79,6 +79,14 @@ def test_options_of_another_version_are_named():
         from_json(data)
 
 
+def test_a_build_takes_the_recipe_of_its_model_where_none_is_given():
+    clip = build_config(model=ModelConfig(name="openclip_g"))
+    assert clip.prune.inv_temperature == 15
+    assert not clip.distill.strong_augment
+    assert PruneConfig.for_model("openclip_g", threshold=0.5).threshold == 0.5
+    assert build_config().prune == PruneConfig()  # the defaults are DINOv2's
+
+
 def test_strings_are_taken_as_paths():
     data = DataConfig(calib="c", eval="e")
     assert (data.calib, data.eval) == (Path("c"), Path("e"))

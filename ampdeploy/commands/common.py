@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 from collections.abc import Callable
@@ -111,19 +112,19 @@ prune_options = stack(
         "--criterion", default="entropy", show_default=True, help=" or ".join(CRITERIA) + "."
     ),
     click.option(
-        "--inv-temperature", type=float, default=20.0, show_default=True,
-        help="1 / tau of the similarity softmax (paper: 20 for DINOv2, 15 for OpenCLIP).",
+        "--inv-temperature", type=float,
+        help="1 / tau of the similarity softmax. Default: published for the model.",
     ),
     click.option(
-        "--entropy-threshold", "threshold", type=float, default=0.01, show_default=True,
-        help="How much the criterion may rise per block (dE).",
+        "--entropy-threshold", "threshold", type=float,
+        help="How much the criterion may rise per block (dE). Default: published for the model.",
     ),
     click.option(
         "--batch", "batch_size", type=int, default=64, show_default=True,
         help="Images the criterion compares with each other (B).",
     ),
     click.option(
-        "--micro-batch", type=int, default=32, show_default=True,
+        "--micro-batch", type=int, default=8, show_default=True,
         help="Images per forward pass; memory only.",
     ),
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
@@ -160,12 +161,13 @@ def build_config(options: dict[str, Any]) -> BuildConfig:
     if calib is None:
         shipped = shipped_images()
         calib, eval_ = shipped / "train", eval_ or shipped
-    device = options["device"]
-    threads = options.get("threads")
+    name, device = options["model"], options["device"]
+    # What was not given is what AMP publishes for the model.
+    published = {
+        key: options[key] for key in ("inv_temperature", "threshold") if options[key] is not None
+    }
     return BuildConfig(
-        model=ModelConfig(
-            name=options["model"], weights=options["weights"], image_size=options["image_size"]
-        ),
+        model=ModelConfig(name=name, weights=options["weights"], image_size=options["image_size"]),
         data=DataConfig(
             calib=calib,
             eval=eval_,
@@ -174,24 +176,41 @@ def build_config(options: dict[str, Any]) -> BuildConfig:
             seed=options["seed"],
         ),
         target=options.get("target", "ort"),
-        prune=PruneConfig(
+        prune=PruneConfig.for_model(
+            name,
             criterion=options["criterion"],
-            inv_temperature=options["inv_temperature"],
             batch_size=options["batch_size"],
             micro_batch_size=options["micro_batch"],
-            threshold=options["threshold"],
             device=device,
+            **published,
         ),
-        distill=DistillConfig(
-            epochs=options.get("distill_epochs", 0), device=device, seed=options["seed"]
+        distill=DistillConfig.for_model(
+            name, epochs=options.get("distill_epochs", 0), device=device, seed=options["seed"]
         ),
         bench=BenchConfig(
             batch_sizes=integers(options.get("bench_batches", "1,8"), "--bench-batches"),
-            threads=threads,
+            threads=options.get("threads"),
             max_seconds=options.get("bench_seconds", BenchConfig.max_seconds),
         ),
         out=options["out"],
         resume=options["resume"],
+    )
+
+
+def keep_the_rest(config: BuildConfig) -> BuildConfig:
+    """`config` of a `prune`, with target and later stages of the run that is there already."""
+    from ampdeploy.artifacts import MANIFEST
+    from ampdeploy.pipeline import rerun_config
+
+    if not (config.folder / MANIFEST).is_file():
+        return config
+    before = rerun_config(config.folder)
+    return dataclasses.replace(
+        config,
+        target=before.target,
+        distill=before.distill,
+        export=before.export,
+        bench=before.bench,
     )
 
 

@@ -17,8 +17,18 @@ from ampdeploy.commands import common
 @click.option("--epochs", type=int, required=True)
 @click.option("--images", type=common.FOLDER, help="Training images. Default: the run's --calib.")
 @click.option("--batch-size", type=int, help="Images per step.")
-@click.option("--base-lr", type=float, help="Learning rate at batch 256.")
+@click.option(
+    "--base-lr",
+    type=float,
+    help="Learning rate at batch 256. Default: published for the model.",
+)
 @click.option("--warmup-epochs", type=float)
+@click.option("--min-scale", type=float, help="Smallest area of the random crops, in (0, 1].")
+@click.option(
+    "--strong-augment/--plain-augment",
+    default=None,
+    help="Colour jitter, greyscale, blur and solarise. Default: published for the model.",
+)
 @click.option("--device", help="auto, cpu, cuda or cuda:N.")
 @click.option("--autocast", help="auto, bfloat16 or none.")
 @common.as_json
@@ -40,5 +50,6 @@ def command(run: Path, json_: bool, **options: Any) -> None:
         return
     click.echo(
         f"loss {facts['first_loss']:.4g} -> {facts['last_loss']:.4g} in {facts['steps']} steps; "
-        f"wrote {finished.path(artifacts.DISTILLED)}"
+        f"wrote {finished.path(artifacts.DISTILLED)}\n"
+        f"Next: ampdeploy export {run}"
     )

@@ -9,7 +9,7 @@ import timm
 import torch
 from torch import nn
 
-from ampdeploy.errors import ConfigError, UnknownNameError
+from ampdeploy.errors import ConfigError, UnknownNameError, UnsupportedModelError
 from ampdeploy.models.registry import TIMM_PREFIX, close_matches, lookup
 from ampdeploy.models.sites import find_sites
 from ampdeploy.models.spec import ModelSpec
@@ -56,6 +56,7 @@ def build_model(
     cfg = dict(backbone.pretrained_cfg)
     if entry and entry.crop_pct:
         cfg["crop_pct"] = entry.crop_pct
+        cfg["crop_mode"] = "center"  # an override is a whole transform, published as such
     if entry:
         cfg["license"] = entry.licence
     return wrap_backbone(backbone, name=name, timm_name=timm_name, cfg=cfg, image_size=size)
@@ -70,7 +71,8 @@ def wrap_backbone(
         backbone: The module, without a classification head.
         name: What to call it in messages and files.
         timm_name: timm's architecture and tag.
-        cfg: timm's pretrained configuration: input_size, mean, std, crop_pct, interpolation.
+        cfg: timm's pretrained configuration: input_size, mean, std, crop_pct, interpolation, and
+            crop_mode, which is ``center`` when absent.
         image_size: Side of the square input, pixels; None takes `cfg`'s.
 
     Raises:
@@ -78,8 +80,15 @@ def wrap_backbone(
         ConfigError: The image size does not fit the patch size.
     """
     check_backbone(backbone, name)
+    _check_activation(backbone, timm_name, cfg)
     size = image_size or cfg["input_size"][-1]
     patch = backbone.patch_embed.patch_size[0]
+    height, width = backbone.patch_embed.img_size or (size, size)
+    if height != width:
+        raise UnsupportedModelError(
+            f"{name} takes images of {height} x {width} pixels; ampdeploy handles square inputs. "
+            "Give --image-size to build it at a square size."
+        )
     if size % patch:
         raise ConfigError(
             f"image size {size} is not a multiple of the patch size {patch} of {name}. "
@@ -93,6 +102,7 @@ def wrap_backbone(
         mean=tuple(cfg["mean"]),
         std=tuple(cfg["std"]),
         crop_pct=cfg["crop_pct"],
+        crop_mode=cfg.get("crop_mode") or "center",
         interpolation=cfg["interpolation"],
         pooling=str(getattr(backbone, "global_pool", "token")),
         feature_dim=int(backbone.num_features),
@@ -102,6 +112,21 @@ def wrap_backbone(
         sites=find_sites(backbone),
     )
     return VisionModel(backbone, spec).eval()
+
+
+def _check_activation(backbone: Any, timm_name: str, cfg: dict[str, Any]) -> None:
+    """Refuse to compute another network than the one the weights were trained as.
+
+    timm keeps two architectures for weights of OpenAI's CLIP and its kin, with GELU and QuickGELU,
+    and says in a note which of them is the original.
+    """
+    wanted = any("use quickgelu model variant" in note for note in cfg.get("notes") or ())
+    if wanted and "quickgelu" not in timm_name:
+        original = timm_name.replace("_clip_", "_clip_quickgelu_")
+        raise UnsupportedModelError(
+            f"the weights of {timm_name} were trained with QuickGELU, and this architecture has "
+            f"{type(backbone.blocks[0].mlp.act).__name__}. Use timm:{original}."
+        )
 
 
 def _create(timm_name: str, size: int | None, device: str | torch.device) -> Any:

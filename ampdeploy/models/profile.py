@@ -51,8 +51,8 @@ def profile_model(model: VisionModel) -> ModelProfile:
     attention products; norms, activations and softmax are not counted, which is the convention of
     every published figure in the registry.
     """
+    on_meta = _meta_copy(model)
     # The counter sees matmuls only when attention is written out, so fused attention goes off.
-    on_meta = copy.deepcopy(model).to("meta") if not _on_meta(model) else copy.deepcopy(model)
     for module in on_meta.modules():
         if hasattr(module, "fused_attn"):
             module.fused_attn = False  # type: ignore[assignment]
@@ -91,5 +91,11 @@ def profile_model(model: VisionModel) -> ModelProfile:
     )
 
 
-def _on_meta(model: nn.Module) -> bool:
-    return next(model.parameters()).is_meta
+def _meta_copy(model: VisionModel) -> VisionModel:
+    """A copy whose tensors have shapes but no memory; the weights are never copied."""
+    memo: dict[int, object] = {}
+    for parameter in model.parameters():
+        memo[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
+    for buffer in model.buffers():
+        memo[id(buffer)] = buffer.to("meta")
+    return copy.deepcopy(model, memo)

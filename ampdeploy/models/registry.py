@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -32,6 +33,33 @@ class Published:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What AMP publishes for a family (arXiv 2603.08100); options that are not given take it."""
+
+    inv_temperature: float
+    """1 / tau of the criterion."""
+    threshold: float
+    """dE of the search."""
+    base_lr: float
+    """Of distillation, at batch 256."""
+    min_scale: float
+    """Smallest crop area of distillation's augmentation."""
+    strong_augment: bool
+    """Colour jitter, greyscale, blur and solarise."""
+
+
+DINOV2_RECIPE = Recipe(
+    inv_temperature=20, threshold=5e-3, base_lr=7.5e-6, min_scale=0.05, strong_augment=True
+)
+OPENCLIP_G_RECIPE = Recipe(
+    inv_temperature=15, threshold=1e-2, base_lr=1e-5, min_scale=0.2, strong_augment=False
+)
+# dE is published as 2e-4 to 5e-4 here.
+OPENCLIP_BIGG_RECIPE = dataclasses.replace(OPENCLIP_G_RECIPE, threshold=3.5e-4)
+EVA_E_RECIPE = dataclasses.replace(OPENCLIP_G_RECIPE, inv_temperature=20, threshold=2e-3)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Entry:
     """One short name."""
 
@@ -39,6 +67,8 @@ class Entry:
     timm_name: str
     licence: str
     published: Published
+    recipe: Recipe = OPENCLIP_G_RECIPE
+    """Models that AMP does not publish take that of its smallest CLIP model."""
     image_size: int = 224
     crop_pct: float | None = None
     """Overrides timm's evaluation crop when we run at another size than timm's default."""
@@ -52,6 +82,7 @@ def _dinov2(size: str, arch: str, params: float, gmacs_518: float) -> list[Entry
             name=f"dinov2_{size}{suffix}",
             timm_name=f"vit_{arch}_patch14_{reg}dinov2.lvd142m",
             licence="Apache-2.0",
+            recipe=DINOV2_RECIPE,
             crop_pct=0.875,
             published=Published(
                 params=params, flops=2e9 * gmacs_518, image_size=518, source=DINOV2_CARD
@@ -96,7 +127,8 @@ _ENTRIES = [
     *_dinov2("g", "giant", 1136.5e6, 1784.2),
     Entry(
         name="clip_l14",
-        timm_name="vit_large_patch14_clip_224.openai",
+        # OpenAI trained with QuickGELU; timm's plain variant of this tag computes another network.
+        timm_name="vit_large_patch14_clip_quickgelu_224.openai",
         licence="MIT",
         published=Published(
             params=303.97e6, flops=162.03e9, image_size=224, source=OPENCLIP_PROFILE
@@ -112,12 +144,14 @@ _ENTRIES = [
         name="openclip_bigg",
         timm_name="vit_gigantic_patch14_clip_224.laion2b",
         licence="MIT",
+        recipe=OPENCLIP_BIGG_RECIPE,
         published=_amp_dense(params=1.84e9, flops=0.95e12),
     ),
     Entry(
         name="eva02_clip_e",
         timm_name="eva02_enormous_patch14_clip_224.laion2b_plus",
         licence="MIT",
+        recipe=EVA_E_RECIPE,
         published=_amp_dense(params=4.35e9, flops=2.23e12),
     ),
     *_supervised("s", "small", 16, 22.0e6, 4.6),
@@ -149,3 +183,15 @@ def lookup(name: str) -> Entry | None:
         f"unknown model {name!r}.{close_matches(name, REGISTRY)} `ampdeploy models` lists the "
         "registered names; any timm ViT works as timm:<name>, e.g. timm:vit_tiny_patch16_224."
     )
+
+
+def recipe_of(name: str) -> Recipe:
+    """The published recipe for `name`; DINO models of timm take DINOv2's, others OpenCLIP-g's.
+
+    Raises:
+        UnknownNameError: As `lookup`.
+    """
+    entry = lookup(name)
+    if entry:
+        return entry.recipe
+    return DINOV2_RECIPE if "dino" in name else OPENCLIP_G_RECIPE

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pytest
+from timm.models.vision_transformer import VisionTransformer
 
 from ampdeploy.errors import ConfigError, UnknownNameError, UnsupportedModelError
-from ampdeploy.models.build import build_model
+from ampdeploy.models.build import build_model, wrap_backbone
 from ampdeploy.models.profile import profile_model
-from ampdeploy.models.registry import REGISTRY, lookup
+from ampdeploy.models.registry import REGISTRY, lookup, recipe_of
 from tests.conftest import TINY
+from tests.mlp_kinds import CFG
 
 # Published figures are rounded to two or three digits, with or without the classifier head.
 TOLERANCE = 0.016
@@ -91,6 +93,14 @@ def test_an_mlp_that_cannot_be_slimmed_exactly_is_refused(name, reason):
         build_model(name, device="meta")
 
 
+def test_an_input_that_is_not_square_is_refused():
+    backbone = VisionTransformer(
+        img_size=(56, 28), patch_size=14, embed_dim=8, depth=1, num_heads=1
+    )
+    with pytest.raises(UnsupportedModelError, match="56 x 28"):
+        wrap_backbone(backbone, name="t", timm_name="t", cfg=CFG)
+
+
 def test_image_size_must_fit_the_patches():
     with pytest.raises(ConfigError, match="210 or 224"):
         build_model("dinov2_s", image_size=220, device="meta")
@@ -98,3 +108,30 @@ def test_image_size_must_fit_the_patches():
 
 def test_image_size_changes_the_tokens():
     assert profile_model(build_model(TINY, image_size=64, device="meta")).tokens == 17
+
+
+def test_activations_are_those_the_weights_were_trained_with():
+    quick = {
+        name
+        for name in REGISTRY
+        if type(build_model(name, device="meta").blocks[0].mlp.act).__name__ == "QuickGELU"
+    }
+    assert quick == {"clip_l14"}
+
+
+def test_a_tag_whose_weights_want_quickgelu_is_refused_without_it():
+    with pytest.raises(UnsupportedModelError, match="vit_base_patch32_clip_quickgelu_224"):
+        build_model("timm:vit_base_patch32_clip_224.openai", device="meta")
+    build_model("timm:vit_base_patch32_clip_quickgelu_224.openai", device="meta")
+
+
+def test_each_family_gets_its_published_recipe():
+    assert recipe_of("dinov2_g").threshold == 5e-3
+    assert recipe_of("dinov2_g").strong_augment
+    assert (recipe_of("openclip_g").inv_temperature, recipe_of("openclip_g").threshold) == (
+        15,
+        0.01,
+    )
+    assert recipe_of("eva02_clip_e").threshold == 2e-3
+    assert recipe_of("timm:vit_small_patch16_dinov3") is recipe_of("dinov2_s")
+    assert not recipe_of("timm:vit_base_patch16_224").strong_augment
