@@ -16,14 +16,15 @@ from ampdeploy.bench.accuracy import (
     KNN_K,
     KNN_TEMPERATURE,
     compare,
+    extract,
     knn_predict,
     paired_difference,
 )
+from ampdeploy.checkpoint import read_facts
 from ampdeploy.data.folder import ImageSet
 from ampdeploy.data.loading import iter_batches
 from ampdeploy.errors import ArtifactError
 from ampdeploy.models.build import build_model
-from ampdeploy.models.checkpoint import read_facts
 from ampdeploy.models.spec import ModelSpec
 from ampdeploy.optional import require
 from ampdeploy.progress import track
@@ -75,15 +76,14 @@ def evaluate_pair(
         "why": {},
     }
     if not _labelled(queries) or (bank is not None and not _labelled(bank)):
-        result["why"]["accuracy"] = "the images have no labels (no class folders)"
+        result["why"]["accuracy"] = "the images have no labels"
         return result
     names = sorted({*queries.classes, *(bank.classes if bank else [])})
     query_labels = _label_indices(queries, names)
     bank_labels = _label_indices(bank, names) if bank else None
-    banks: tuple[np.ndarray | None, np.ndarray | None] = (None, None)
+    banks: tuple[np.ndarray | None, ...] = (None, None)
     if bank is not None:
-        voted = compare(baseline, pruned, numpy_batches(bank, spec, "k-NN bank"))
-        banks = voted.features
+        banks = extract((baseline, pruned), numpy_batches(bank, spec, "k-NN bank"))
     correct = {}
     for role, features, bank_features in zip(
         ("baseline", "pruned"), compared.features, banks, strict=True

@@ -7,14 +7,15 @@ Array legend: N images, M bank images, P patches per image, C feature width.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from ampdeploy.errors import DataError, VerificationError
+from ampdeploy.export.names import FEATURES, PATCH_FEATURES
 from ampdeploy.report.result import Interval
-from ampdeploy.targets.base import FEATURES, PATCH_FEATURES, Runner
+from ampdeploy.targets.base import Runner
 
 NEIGHBOURS = 5  # of the neighbour agreement
 KNN_K = 20  # DINOv2's evaluation reports k = 10, 20, 100, 200
@@ -70,10 +71,7 @@ def _unit_rows(features: np.ndarray) -> np.ndarray:
 
 
 class FidelityAccumulator:
-    """Compares two models batch by batch; keeps per-image features, not patch features.
-
-    The result has the fields of `ampdeploy.report.result.Fidelity`.
-    """
+    """Compares two models batch by batch; keeps per-image features, not patch features."""
 
     def __init__(self, *, k: int = NEIGHBOURS) -> None:
         """Start with no images; `k` is the number of neighbours in `knn_agreement`."""
@@ -112,7 +110,13 @@ class FidelityAccumulator:
         return np.concatenate(self._reference), np.concatenate(self._candidate)
 
     def result(self) -> dict[str, Any]:
-        """See `fidelity`.
+        """Label-free closeness of the candidate to the reference on the images so far.
+
+        Returns:
+            The fields of `ampdeploy.report.result.Fidelity`: cosine_{mean,p1,min} over images,
+            patch_cosine_{mean,p1} over all patches of all images, knn_agreement, knn_k, images,
+            and `why` for what is None. p1 is the first percentile, so near the minimum below 100
+            images.
 
         Raises:
             DataError: No images were added.
@@ -146,42 +150,6 @@ class FidelityAccumulator:
             "knn_k": self._k,
             "why": why,
         }
-
-
-def fidelity(
-    reference_features: np.ndarray,
-    candidate_features: np.ndarray,
-    reference_patch: np.ndarray | None = None,
-    candidate_patch: np.ndarray | None = None,
-    *,
-    k: int = NEIGHBOURS,
-) -> dict[str, Any]:
-    """Label-free closeness of a candidate to its reference on the same images.
-
-    Args:
-        reference_features: (N, C) of the dense model.
-        candidate_features: (N, C) of the pruned model.
-        reference_patch: (N, P, C), or None where the model has none.
-        candidate_patch: The same of the candidate.
-        k: Neighbours of each image in `knn_agreement`.
-
-    Returns:
-        The fields of `ampdeploy.report.result.Fidelity`: cosine_{mean,p1,min} over images,
-        patch_cosine_{mean,p1} over all patches of all images, knn_agreement, knn_k, images, and
-        `why` for what is None. p1 is the first percentile, so near the minimum below 100 images.
-
-    Raises:
-        VerificationError: Shapes differ, or a value is not finite.
-    """
-    reference = {FEATURES: reference_features}
-    candidate = {FEATURES: candidate_features}
-    if reference_patch is not None:
-        reference[PATCH_FEATURES] = reference_patch
-    if candidate_patch is not None:
-        candidate[PATCH_FEATURES] = candidate_patch
-    accumulator = FidelityAccumulator(k=k)
-    accumulator.add(reference, candidate)
-    return accumulator.result()
 
 
 def knn_agreement(reference: np.ndarray, candidate: np.ndarray, *, k: int = NEIGHBOURS) -> float:
@@ -275,20 +243,6 @@ def knn_predict(
     return votes.argmax(axis=1)
 
 
-def knn_accuracy(
-    bank: np.ndarray | None,
-    bank_labels: np.ndarray | None,
-    queries: np.ndarray,
-    query_labels: np.ndarray,
-    *,
-    k: int = KNN_K,
-    temperature: float = KNN_TEMPERATURE,
-) -> float:
-    """Top-1 accuracy in [0, 1] of `knn_predict`, which see for the arguments and errors."""
-    predicted = knn_predict(bank, bank_labels, queries, query_labels, k=k, temperature=temperature)
-    return float((predicted == query_labels).mean())
-
-
 def paired_difference(
     baseline_correct: np.ndarray, pruned_correct: np.ndarray, *, seed: int = 0
 ) -> Interval:
@@ -307,20 +261,21 @@ def paired_difference(
     return Interval(value=float(difference.mean()), ci95_low=float(low), ci95_high=float(high))
 
 
-def extract(runner: Runner, batches: Iterable[np.ndarray]) -> np.ndarray:
-    """Features (N, C) of all batches.
+def extract(runners: Sequence[Runner], batches: Iterable[np.ndarray]) -> tuple[np.ndarray, ...]:
+    """Features (N, C) of all batches, one array per runner; no patch features are kept.
 
     Args:
-        runner: An open model.
+        runners: Open models. Each batch is made once and shown to all of them.
         batches: Arrays (B, 3, S, S), preprocessed.
 
     Raises:
         DataError: There are no batches.
     """
-    features = [runner.run(batch)[FEATURES] for batch in batches]
-    if not features:
-        raise DataError(f"{runner.name} was given no images. Use a folder with at least one.")
-    return np.concatenate(features)
+    rows = [tuple(runner.run(batch)[FEATURES] for runner in runners) for batch in batches]
+    if not rows:
+        names = ", ".join(runner.name for runner in runners)
+        raise DataError(f"{names}: given no images to run on. Use a folder with at least one.")
+    return tuple(np.concatenate(features) for features in zip(*rows, strict=True))
 
 
 def compare(

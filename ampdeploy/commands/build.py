@@ -12,7 +12,12 @@ from ampdeploy.config import BenchConfig
 
 @click.command("build")
 @common.model_options
-@click.option("--target", default="ort", show_default=True, help="ort, ort-cuda or torch.")
+@click.option(
+    "--target",
+    default="ort",
+    show_default=True,
+    help="Runtime that is measured: ort, ort-cuda, torch or torch-cuda.",
+)
 @common.data_options
 @common.prune_options
 @click.option(

@@ -17,6 +17,7 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from ampdeploy.errors import ArtifactError, VerificationError
+from ampdeploy.export.names import FEATURES, IMAGES, OUTPUTS, PATCH_FEATURES
 from ampdeploy.optional import require
 
 if TYPE_CHECKING:
@@ -24,9 +25,7 @@ if TYPE_CHECKING:
 
 CONTROL_FLOW = ("If", "Loop", "Scan", "Range")
 FLOAT64 = onnx.TensorProto.DOUBLE
-INPUT = "images"
-# Outputs a graph may have -> rank. The first is mandatory.
-OUTPUT_RANKS = {"features": 2, "patch_features": 3}
+RANKS = {IMAGES: 4, FEATURES: 2, PATCH_FEATURES: 3}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,19 +168,18 @@ def _interface(model: onnx.ModelProto) -> Iterator[str]:
     graph = model.graph
     inputs = [value.name for value in graph.input]
     outputs = [value.name for value in graph.output]
-    if inputs != [INPUT]:
-        yield f"its inputs are {inputs}, expected ['{INPUT}']"
-    known = list(OUTPUT_RANKS)
+    if inputs != [IMAGES]:
+        yield f"its inputs are {inputs}, expected {[IMAGES]}"
+    known = list(OUTPUTS)
     if outputs not in (known[:1], known):
         yield f"its outputs are {outputs}, expected {known[:1]} or {known}"
-    ranks = {INPUT: 4, **OUTPUT_RANKS}
     for value in [*graph.input, *graph.output]:
         kind = value.type.tensor_type.elem_type
         if kind != onnx.TensorProto.FLOAT:
             yield f"{value.name} is {onnx.TensorProto.DataType.Name(kind)}, expected FLOAT"
         dims = _dims(value)
-        if len(dims) != ranks.get(value.name, len(dims)):
-            yield f"{value.name} has shape {dims}, expected {ranks[value.name]} dimensions"
+        if len(dims) != RANKS.get(value.name, len(dims)):
+            yield f"{value.name} has shape {dims}, expected {RANKS[value.name]} dimensions"
         elif dims and dims[0] is not None:
             yield f"{value.name} has the fixed batch {dims[0]}, expected a dynamic one"
         if None in dims[1:]:

@@ -31,11 +31,9 @@ from torch import Tensor, nn
 
 from ampdeploy.artifacts import atomic_path
 from ampdeploy.errors import UnsupportedModelError
+from ampdeploy.export.names import IMAGES, OUTPUTS
 from ampdeploy.models.vision import BlockState, VisionModel
 from ampdeploy.progress import log
-
-INPUT = "images"
-OUTPUTS = ("features", "patch_features")
 
 # A protobuf message ends at 2**31 - 1 bytes; 64 MiB is room for the graph around the weights.
 SINGLE_FILE_LIMIT = 2**31 - 2**26
@@ -230,7 +228,7 @@ def _to_ir(model: VisionModel, names: tuple[str, ...], opset: int) -> ir.Model:
             dynamo=True,
             verbose=False,
             opset_version=opset,
-            input_names=[INPUT],
+            input_names=[IMAGES],
             output_names=list(names),
             **_known_options(torch.onnx.export, optimize=True, fallback=False),
         )
@@ -293,6 +291,7 @@ def _describe(graph_model: ir.Model, model: VisionModel) -> None:
         "mean": list(spec.mean),
         "std": list(spec.std),
         "crop_pct": spec.crop_pct,
+        "crop_mode": spec.crop_mode,
         "interpolation": spec.interpolation,
         "pooling": spec.pooling,
         "exporter": f"torch {torch.__version__}",

@@ -2,25 +2,45 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ampdeploy.errors import ArtifactError, ConfigError, MissingDependencyError
-from ampdeploy.optional import require
+from ampdeploy.export.names import IMAGES
+from ampdeploy.optional import install_extra, require
 
 if TYPE_CHECKING:
     import onnxruntime
 
 # Severity 3 is ERROR: below it ONNX Runtime prints advice that nobody asked for.
 LOG_ERRORS_ONLY = 3
-INPUT = "images"
+CPU = "CPUExecutionProvider"
+
+
+def require_runtime(providers: tuple[str, ...], *, needed_by: str) -> Any:
+    """The `onnxruntime` module, once it is known to have every one of `providers`.
+
+    Raises:
+        MissingDependencyError: It is not installed, or is a build without one of them.
+    """
+    runtime = require("onnxruntime", needed_by=needed_by)
+    offered = runtime.get_available_providers()
+    absent = [name for name in providers if name not in offered]
+    if absent:
+        raise MissingDependencyError(
+            f"{needed_by} needs {', '.join(absent)}; onnxruntime {runtime.__version__} here has no "
+            f"such provider, only {', '.join(offered)}. On an NVIDIA host run: "
+            f"pip uninstall onnxruntime, then {install_extra('gpu')}"
+        )
+    return runtime
 
 
 def open_session(
     path: Path,
     *,
     threads: int | None = None,
-    providers: tuple[str, ...] = ("CPUExecutionProvider",),
+    providers: tuple[str, ...] = (CPU,),
 ) -> onnxruntime.InferenceSession:
     """Load an ONNX file into ONNX Runtime, on exactly the providers asked for.
 
@@ -34,23 +54,19 @@ def open_session(
         ConfigError: `threads` is below 1.
         MissingDependencyError: onnxruntime is not installed, or a provider is not available.
     """
-    runtime = require("onnxruntime", needed_by=f"running {path.name}")
+    runtime = require_runtime(providers, needed_by=f"running {path.name}")
     if threads is not None and threads < 1:
         raise ConfigError(f"threads is {threads}; it must be 1 or more.")
     if not path.is_file():
         raise ArtifactError(f"there is no ONNX file at {path}. Run `ampdeploy export` first.")
-    absent = [name for name in providers if name not in runtime.get_available_providers()]
-    if absent:
-        raise MissingDependencyError(
-            f"this build of onnxruntime has no {', '.join(absent)}; it offers "
-            f"{', '.join(runtime.get_available_providers())}. On an NVIDIA host, install "
-            "`ampdeploy[gpu]` in place of [cpu]."
-        )
     options = runtime.SessionOptions()
     options.log_severity_level = LOG_ERRORS_ONLY
     # Preallocating one block per input shape took 100 MB more for DINOv2-S at batch 8 and gave no
     # speed (0.50 s a call either way); the arena alone is enough.
     options.enable_mem_pattern = False
+    # An idle session's threads spin for a while and take the cores from the other model of a
+    # comparison: on two cores DINOv2-S then took 84 ms a call instead of 64, and p90 doubled.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if threads is not None:
         options.intra_op_num_threads = threads
     try:
@@ -71,28 +87,34 @@ def open_session(
     return session
 
 
-def check_interface(
-    session: onnxruntime.InferenceSession, path: Path, image_shape: tuple[int, ...]
-) -> None:
-    """Check that the file takes images, and of this shape.
+@dataclass(frozen=True, kw_only=True)
+class ImageInput:
+    """The one input of a graph that ampdeploy can run."""
+
+    batch: int | None
+    """The only batch size it takes; None: any."""
+    size: int
+    """Side S of the square images, pixels."""
+
+
+def image_input(session: onnxruntime.InferenceSession, name: str) -> ImageInput:
+    """Check that a graph takes images the way an ampdeploy export does.
 
     Args:
-        session: `path`, opened.
-        path: For the message.
-        image_shape: Channels, height, width, in pixels.
+        session: The file, opened.
+        name: What to call it in the message.
 
     Raises:
-        ArtifactError: It has other inputs, or the images do not fit.
+        ArtifactError: It has other inputs.
     """
     inputs = session.get_inputs()
-    described = ", ".join(f"{value.name} {value.type} {value.shape}" for value in inputs)
-    if [value.name for value in inputs] != [INPUT] or inputs[0].type != "tensor(float)":
-        raise ArtifactError(
-            f"{path} takes {described or 'no inputs'}, expected one float32 input {INPUT!r}. It "
-            "was not exported by ampdeploy, or is another model; export it again."
-        )
-    if list(inputs[0].shape[1:]) != list(image_shape):
-        raise ArtifactError(
-            f"{path} takes {described}, but the images are {list(image_shape)} (channels, height, "
-            "width). Prepare the images at the size the model was exported for."
-        )
+    if [(value.name, value.type) for value in inputs] == [(IMAGES, "tensor(float)")]:
+        match inputs[0].shape:  # dynamic dimensions are strings or None
+            case [batch, 3, int(height), int(width)] if height == width:
+                return ImageInput(batch=batch if isinstance(batch, int) else None, size=height)
+    seen = ", ".join(f"{value.name} {value.type} {value.shape}" for value in inputs)
+    raise ArtifactError(
+        f"{name} takes {seen or 'no inputs'}, expected one float32 input {IMAGES!r} of shape "
+        "[batch, 3, S, S] with a fixed S. It was not exported by ampdeploy; export the model with "
+        "`ampdeploy export`."
+    )

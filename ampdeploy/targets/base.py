@@ -14,21 +14,21 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from ampdeploy.errors import AmpDeployError, ArtifactError, ConfigError, UnknownNameError
+
+# What a runner takes and returns is named as the tensors of the files it opens.
+from ampdeploy.export.names import FEATURES as FEATURES
+from ampdeploy.export.names import PATCH_FEATURES as PATCH_FEATURES
 from ampdeploy.models.registry import close_matches
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-# Tensor names of every artifact that ampdeploy writes.
-IMAGES = "images"
-FEATURES = "features"
-PATCH_FEATURES = "patch_features"
 
 # name -> (module, class); the order is that of `ampdeploy doctor`.
 _TARGETS = {
     "ort": ("ampdeploy.targets.ort", "OrtTarget"),
     "ort-cuda": ("ampdeploy.targets.ort", "OrtCudaTarget"),
     "torch": ("ampdeploy.targets.torch", "TorchTarget"),
+    "torch-cuda": ("ampdeploy.targets.torch", "TorchCudaTarget"),
 }
 
 # Which target opens an artifact when nobody named one.

@@ -7,15 +7,14 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from ampdeploy.errors import AmpDeployError, ArtifactError, MissingDependencyError
-from ampdeploy.export.session import open_session
-from ampdeploy.optional import require
-from ampdeploy.targets.base import FEATURES, IMAGES, PATCH_FEATURES, Runner, Target
+from ampdeploy.errors import AmpDeployError, ArtifactError
+from ampdeploy.export.names import FEATURES, IMAGES, OUTPUTS
+from ampdeploy.export.session import CPU, image_input, open_session, require_runtime
+from ampdeploy.targets.base import Runner, Target
 
 if TYPE_CHECKING:
     import onnxruntime
 
-CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 
 
@@ -28,7 +27,7 @@ class OrtRunner(Runner):
         Raises:
             ArtifactError: Inputs or outputs are not those of an ampdeploy export.
         """
-        batch, size = _check_input(session, name)
+        takes = image_input(session, name)
         found = [output.name for output in session.get_outputs()]
         if FEATURES not in found:
             raise ArtifactError(
@@ -37,10 +36,10 @@ class OrtRunner(Runner):
             )
         super().__init__(
             name=name,
-            image_size=size,
-            output_names=tuple(n for n in (FEATURES, PATCH_FEATURES) if n in found),
+            image_size=takes.size,
+            output_names=tuple(n for n in OUTPUTS if n in found),
             device="cuda" if CUDA in session.get_providers() else "cpu",
-            fixed_batch=batch,
+            fixed_batch=takes.batch,
         )
         self._session: onnxruntime.InferenceSession | None = session
 
@@ -62,24 +61,6 @@ class OrtRunner(Runner):
         self._session = None
 
 
-def _check_input(session: onnxruntime.InferenceSession, name: str) -> tuple[int | None, int]:
-    """(Fixed batch or None, image size) of a graph with the one input that we feed."""
-    inputs = session.get_inputs()
-    seen = ", ".join(f"{i.name} {i.type} {i.shape}" for i in inputs)
-    refusal = ArtifactError(
-        f"{name} has the inputs [{seen}]; ampdeploy runs graphs with one input {IMAGES!r} of "
-        "type tensor(float) and shape [batch, 3, S, S] with a fixed S. Export the model with "
-        "`ampdeploy export`."
-    )
-    if len(inputs) != 1 or inputs[0].name != IMAGES or inputs[0].type != "tensor(float)":
-        raise refusal
-    shape = inputs[0].shape
-    # Dynamic dimensions are strings or None.
-    if len(shape) != 4 or shape[1] != 3 or not isinstance(shape[2], int) or shape[2] != shape[3]:
-        raise refusal
-    return (shape[0] if isinstance(shape[0], int) else None), shape[2]
-
-
 class OrtTarget(Target):
     """ONNX Runtime on the CPU."""
 
@@ -88,26 +69,10 @@ class OrtTarget(Target):
     providers: ClassVar[tuple[str, ...]] = (CPU,)
 
     def check(self) -> None:
-        runtime = require("onnxruntime", needed_by=f"target {self.name}")
-        offered = runtime.get_available_providers()
-        absent = [provider for provider in self.providers if provider not in offered]
-        if absent:
-            raise MissingDependencyError(
-                f"target {self.name} needs {', '.join(absent)}; onnxruntime "
-                f"{runtime.__version__} here offers {', '.join(offered)}. On an NVIDIA host run: "
-                "pip uninstall onnxruntime && pip install 'ampdeploy[gpu]'"
-            )
+        require_runtime(self.providers, needed_by=f"target {self.name}")
 
     def _open_impl(self, artifact: Path, *, threads: int | None) -> OrtRunner:
         session = open_session(artifact, threads=threads, providers=self.providers)
-        # A provider that fails to start is dropped by ONNX Runtime, which then uses the CPU.
-        active = session.get_providers()
-        if self.providers[0] not in active:
-            raise MissingDependencyError(
-                f"target {self.name} asked for {self.providers[0]}, but the session of "
-                f"{artifact.name} runs on {', '.join(active)}. Check the driver and the CUDA "
-                "libraries with `ampdeploy doctor`."
-            )
         return OrtRunner(session, name=artifact.name)
 
 

@@ -59,10 +59,11 @@ def _to_numpy(tensor: torch.Tensor) -> np.ndarray:
 
 
 class TorchTarget(Target):
-    """PyTorch, on CUDA if available, else on the CPU."""
+    """PyTorch on the CPU."""
 
     name: ClassVar[str] = "torch"
     artifact_suffixes: ClassVar[tuple[str, ...]] = (".safetensors",)
+    device: ClassVar[str] = "cpu"
 
     def check(self) -> None:
         for module in ("torch", "timm", "safetensors"):
@@ -71,9 +72,21 @@ class TorchTarget(Target):
     def _open_impl(self, artifact: Path, *, threads: int | None) -> TorchRunner:
         import torch
 
-        from ampdeploy.models.checkpoint import load_model
+        from ampdeploy.checkpoint import load_model
 
         if threads is not None:
             torch.set_num_threads(threads)  # for the whole process: torch has no narrower knob
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        return TorchRunner(load_model(artifact), name=artifact.name, device=device)
+        return TorchRunner(load_model(artifact), name=artifact.name, device=self.device)
+
+
+class TorchCudaTarget(TorchTarget):
+    """PyTorch on an NVIDIA GPU; never quietly on the CPU instead."""
+
+    name: ClassVar[str] = "torch-cuda"
+    device: ClassVar[str] = "cuda"
+
+    def check(self) -> None:
+        super().check()
+        from ampdeploy.models.device import resolve_device
+
+        resolve_device(self.device)

@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 
 from ampdeploy.bench.accuracy import (
+    NEIGHBOURS,
     FidelityAccumulator,
     compare,
     cosine_rows,
     extract,
-    fidelity,
-    knn_accuracy,
     knn_agreement,
     knn_predict,
     paired_difference,
@@ -26,6 +25,21 @@ from tests.targets.onnx_samples import images, write_linear_model
 
 def random(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
+
+
+def fidelity(a, b, patches_a=None, patches_b=None, *, k=NEIGHBOURS):
+    """Of all images at once."""
+    accumulator = FidelityAccumulator(k=k)
+    both = [{"features": a}, {"features": b}]
+    if patches_a is not None:
+        both[0]["patch_features"], both[1]["patch_features"] = patches_a, patches_b
+    accumulator.add(*both)
+    return accumulator.result()
+
+
+def knn_accuracy(bank, bank_labels, queries, query_labels, *, k):
+    predicted = knn_predict(bank, bank_labels, queries, query_labels, k=k)
+    return (predicted == query_labels).mean()
 
 
 def test_cosine_of_known_rows():
@@ -168,14 +182,14 @@ def test_votes_are_weighted_by_the_softmax_of_similarity():
 def test_knn_refuses_labels_that_do_not_fit_and_an_empty_bank():
     features, labels = clusters(2)
     with pytest.raises(DataError, match="one label per image"):
-        knn_accuracy(features, labels[:-1], features, labels)
+        knn_predict(features, labels[:-1], features, labels)
     with pytest.raises(DataError, match="one label per image"):
-        knn_accuracy(None, None, features, labels[:-1])
+        knn_predict(None, None, features, labels[:-1])
     with pytest.raises(DataError, match="0 images to compare"):
-        knn_accuracy(None, None, features[:1], labels[:1])
+        knn_predict(None, None, features[:1], labels[:1])
     features[0, 0] = np.inf
     with pytest.raises(VerificationError, match="infinite"):
-        knn_accuracy(None, None, features, labels)
+        knn_predict(None, None, features, labels)
 
 
 def test_paired_difference_of_known_outcomes():
@@ -195,11 +209,14 @@ def test_runners_are_compared_on_the_same_batches(tmp_path):
     batches = [images(4, seed=2), images(3, seed=3)]
     ort = get_target("ort")
     with ort.open(tmp_path / "a.onnx") as a, ort.open(tmp_path / "b.onnx") as b:
-        features = extract(a, batches)
+        features = extract((a, b), iter(batches))
+        compared = compare(a, b, iter(batches))
         same, other = compare(a, a, batches, k=2), compare(a, b, batches, k=2)
         with pytest.raises(DataError, match="no images"):
-            extract(a, [])
-    assert features.shape == (7, 4)
+            extract((a, b), [])
+    for found, expected in zip(features, compared.features, strict=True):
+        assert found.shape == (7, 4)
+        np.testing.assert_array_equal(found, expected)
     assert same.result()["cosine_min"] == pytest.approx(1)
     assert other.result()["cosine_mean"] < 0.9
     assert other.result()["patch_cosine_mean"] == pytest.approx(1)  # patches are the pixels

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import numpy as np
+import onnx
 import pytest
 
 from ampdeploy.errors import (
@@ -14,7 +15,7 @@ from ampdeploy.errors import (
 )
 from ampdeploy.export.graph import check_graph
 from ampdeploy.export.onnx import data_path, export_onnx
-from ampdeploy.export.session import open_session
+from ampdeploy.export.session import ImageInput, image_input, open_session
 from tests.export.conftest import OPSET
 
 
@@ -57,8 +58,42 @@ def test_bad_thread_count(exported):
 
 
 def test_absent_provider_is_named(exported):
-    with pytest.raises(MissingDependencyError, match="no RocketExecutionProvider"):
+    with pytest.raises(MissingDependencyError, match="needs RocketExecutionProvider") as caught:
         open_session(exported("plain").path, providers=("RocketExecutionProvider",))
+    assert "only " in str(caught.value)
+    assert "pip uninstall onnxruntime, then pip install '.[gpu]'" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        (["b", 3, 8, 8], ImageInput(batch=None, size=8)),
+        ([None, 3, 8, 8], ImageInput(batch=None, size=8)),
+        ([2, 3, 8, 8], ImageInput(batch=2, size=8)),
+        ([2, 3, 8, 9], None),
+        ([2, 3, "h", "h"], None),
+        ([2, 1, 8, 8], None),
+        ([3, 8, 8], None),
+        ([], None),
+    ],
+)
+def test_only_square_images_of_a_fixed_size_are_an_input(tmp_path, shape, expected):
+    float32 = onnx.TensorProto.FLOAT
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Identity", ["images"], ["features"])],
+        "identity",
+        [onnx.helper.make_tensor_value_info("images", float32, shape)],
+        [onnx.helper.make_tensor_value_info("features", float32, shape)],
+    )
+    opsets = [onnx.helper.make_opsetid("", OPSET)]
+    path = tmp_path / "model.onnx"
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8), path)
+    session = open_session(path)
+    if expected is None:
+        with pytest.raises(ArtifactError, match=r"any\.onnx takes images tensor\(float\) \["):
+            image_input(session, "any.onnx")
+    else:
+        assert image_input(session, "any.onnx") == expected
 
 
 def test_verification_needs_no_torch():

@@ -7,7 +7,7 @@ import pytest
 from ampdeploy.errors import ArtifactError, DataError, VerificationError
 from ampdeploy.export.verify import verify_onnx
 
-TOLERANCES = {"max_abs_diff": 1e-4, "min_cosine": 0.999999}
+TOLERANCES = {"max_relative_diff": 1e-4, "min_cosine": 0.999999}
 
 
 def verify(path, case, *, images=None, reference=None, batches=(1, 2)):
@@ -45,6 +45,37 @@ def test_a_changed_weight_is_caught_at_every_batch_size(exported, tmp_path):
             assert f"batch {batch}, {name}: largest difference" in message
             assert f"batch {batch}, {name}: smallest cosine" in message
         assert f"{name} 0." in message.splitlines()[0]
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_features_of_any_scale_are_held_to_the_same_precision(exported, tmp_path, scale):
+    case = exported("plain")
+    path = tmp_path / "scaled.onnx"
+    scaled = onnx.load(case.path)
+    for name in ("norm.weight", "norm.bias"):
+        (tensor,) = [t for t in scaled.graph.initializer if t.name.endswith(f"backbone.{name}")]
+        values = onnx.numpy_helper.to_array(tensor) * np.float32(scale)
+        tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    onnx.save(scaled, path)
+    reference = {name: values * np.float32(scale) for name, values in case.reference.items()}
+    for seen in verify(path, case, reference=reference):
+        rms = np.sqrt(np.square(reference[seen.output], dtype=np.float64).mean())
+        assert seen.max_abs_diff == pytest.approx(seen.max_relative_diff * rms)
+        assert 0 < seen.max_relative_diff < 2e-5
+
+    # One element, off by a part in a thousand: no cosine shows it.
+    reference["features"][-1, 0] += np.float32(1e-3 * scale)
+    with pytest.raises(VerificationError, match="--max-relative-diff") as caught:
+        verify(path, case, reference=reference)
+    assert "features: largest difference 0.000" in str(caught.value)
+    assert "smallest cosine" not in str(caught.value)
+
+
+def test_a_reference_of_zeros_is_matched_by_zeros_alone(exported, tmp_path):
+    case = exported("plain")
+    reference = {**case.reference, "features": np.zeros_like(case.reference["features"])}
+    with pytest.raises(VerificationError, match="features: largest difference inf of the RMS"):
+        verify(case.path, case, reference=reference)
 
 
 def test_not_finite_is_a_failure(exported, tmp_path):
@@ -93,7 +124,7 @@ def test_other_inputs_are_named(exported, tmp_path):
 def test_other_image_size_is_named(exported):
     case = exported("plain")
     images = np.zeros((5, 3, 28, 28), np.float32)
-    with pytest.raises(ArtifactError, match=r"images are \[3, 28, 28\]"):
+    with pytest.raises(ArtifactError, match=r"images of \[3, 56, 56\] .* are \[3, 28, 28\]"):
         verify(case.path, case, images=images)
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from ampdeploy.checkpoint import save_model
 from ampdeploy.errors import ArtifactError
-from ampdeploy.models.checkpoint import save_model
 from ampdeploy.targets.base import get_target
 from tests.targets.onnx_samples import images
 
@@ -56,4 +56,4 @@ def test_without_torch_the_error_says_how_to_install_it():
     done = subprocess.run(
         [sys.executable, "-c", BLOCKED], capture_output=True, text=True, check=True
     )
-    assert "pip install 'ampdeploy[cpu]'" in done.stdout
+    assert "pip install '.[cpu]' in a checkout of ampdeploy" in done.stdout
