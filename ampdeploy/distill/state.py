@@ -137,7 +137,9 @@ def load_state(
 
 
 def _read_checked(path: Path) -> dict[str, Any]:
-    # torch is built without the archive's CRC check on reading: it loads flipped bits happily.
+    # torch is built without the archive's CRC check on reading: it loads flipped bits happily. So
+    # the file is read twice, which costs seconds, once, on a resume; weights that went bad
+    # unnoticed would cost the run.
     with zipfile.ZipFile(path) as archive:
         broken = archive.testzip()
     if broken is not None:

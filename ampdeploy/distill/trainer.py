@@ -89,7 +89,7 @@ def distill(
         teacher: The dense model it was slimmed from; not changed, and put back on its device.
         images: Training images; labels are not used.
         config: The recipe; `epochs` must be 1 or more.
-        state_path: Where the trainer's state goes every `checkpoint_every` steps and at Ctrl-C.
+        state_path: Where the trainer's state goes every `checkpoint_seconds` and at Ctrl-C.
             The caller removes it once the student is saved.
         identity: Names models, images and options; a state of another identity is not resumed.
         on_epoch: Called with the number of finished epochs: 0 before training, then after every
@@ -99,8 +99,8 @@ def distill(
         DataError: The images do not fill one batch.
         MissingDependencyError: CUDA was asked for and there is none.
         ConfigError: No epochs, or student and teacher are not the same architecture.
-        AmpDeployError: The loss or its gradient is not finite; the state file keeps the last
-            good step. Or the GPU ran out of memory, or the state cannot be written.
+        AmpDeployError: The loss or its gradient is not finite; a state saved before is good. Or
+            the GPU ran out of memory, or the state cannot be written.
         KeyboardInterrupt: Ctrl-C, once the state is saved.
     """
     if config.epochs == 0:
@@ -203,6 +203,7 @@ def _train(
             on_epoch(epochs_done)
             set_rng_state(state.rng)  # whatever the caller drew must not change the training
 
+    saved = time.monotonic()
     with task("distil", schedule.steps - state.step) as shown:
         for epoch in range(state.step // schedule.steps_per_epoch, config.epochs):
             position = state.step % schedule.steps_per_epoch
@@ -245,8 +246,9 @@ def _train(
                     now = time.monotonic()
                     state.finish_step(row, now - clock)
                     clock = now
-                if state.step % config.checkpoint_every == 0:
+                if now - saved >= config.checkpoint_seconds:
                     save()
+                    saved = time.monotonic()
                 shown.note(
                     f"epoch {epoch + 1}/{config.epochs} loss {row['loss']:.4g} rate {lr:.2g}"
                 )

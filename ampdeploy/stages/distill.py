@@ -16,20 +16,27 @@ if TYPE_CHECKING:
     from ampdeploy.run import Run
 
 
+def _recipe(config: BuildConfig) -> dict[str, Any]:
+    """What the trained weights depend on: not how often the state is saved on the way."""
+    recipe = to_json(config.distill)
+    del recipe["checkpoint_seconds"]
+    return recipe
+
+
 def distill_options(config: BuildConfig) -> dict[str, Any]:
     from ampdeploy.data.folder import folder_signature
 
     folder = config.distill.images or config.data.calib
-    return {**to_json(config.distill), "signature": folder_signature(folder)}
+    return {**_recipe(config), "signature": folder_signature(folder)}
 
 
 def distill(run: Run) -> dict[str, Any]:
     """Train the slim model against the original, into `distilled.safetensors`."""
     import torch
 
+    from ampdeploy.checkpoint import kept_indices, load_model, save_model
     from ampdeploy.data.folder import scan_folder
     from ampdeploy.distill.trainer import distill as train
-    from ampdeploy.models.checkpoint import kept_indices, load_model, save_model
 
     config = run.config.distill
     images = scan_folder(
@@ -48,7 +55,7 @@ def distill(run: Run) -> dict[str, Any]:
     state = run.path(artifacts.DISTILL_STATE)
     identity = artifacts.sha256_json(
         {
-            "options": to_json(config),
+            "options": _recipe(run.config),
             "images": unseen.sha256,
             "baseline": run.sha256(artifacts.BASELINE),
             "slim": run.sha256(artifacts.SLIM),

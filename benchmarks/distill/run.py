@@ -39,12 +39,12 @@ from ampdeploy.artifacts import (
 )
 from ampdeploy.bench.accuracy import compare
 from ampdeploy.bench.host import host_facts
+from ampdeploy.checkpoint import load_model
 from ampdeploy.config import DistillConfig, to_json
 from ampdeploy.data.folder import ImageSet, scan_folder
 from ampdeploy.data.loading import iter_batches
 from ampdeploy.distill.trainer import distill
 from ampdeploy.errors import AmpDeployError
-from ampdeploy.models.checkpoint import load_model
 from ampdeploy.models.profile import profile_model
 from ampdeploy.models.vision import VisionModel
 from ampdeploy.progress import log, set_up_logging, track
@@ -107,10 +107,12 @@ def run_benchmark(
     """
     found, train = len(train), train.without(held_out)
     teacher, student = load_model(run / BASELINE), load_model(run / SLIM)
+    recipe = to_json(dataclasses.replace(config, images=None))
+    del recipe["checkpoint_seconds"]  # when the state is saved does not change what is computed
     facts = {
         "teacher": describe_model(teacher, run / BASELINE),
         "student": describe_model(student, run / SLIM),
-        "config": {**to_json(config), "images": None},
+        "config": recipe,
         "train": {**describe_images(train), "taken_out": found - len(train)},
         "held_out": describe_images(held_out),
     }
@@ -185,7 +187,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--warmup-epochs", type=float, default=recipe.warmup_epochs)
     parser.add_argument("--min-scale", type=float, default=recipe.min_scale)
     parser.add_argument("--no-strong-augment", dest="strong_augment", action="store_false")
-    parser.add_argument("--checkpoint-every", type=int, default=recipe.checkpoint_every)
+    parser.add_argument("--checkpoint-seconds", type=float, default=recipe.checkpoint_seconds)
     parser.add_argument("--device", default=recipe.device)
     parser.add_argument("--seed", type=int, default=recipe.seed)
     return parser.parse_args(arguments)
@@ -203,7 +205,7 @@ def main(arguments: list[str] | None = None) -> None:
             warmup_epochs=options.warmup_epochs,
             min_scale=options.min_scale,
             strong_augment=options.strong_augment,
-            checkpoint_every=options.checkpoint_every,
+            checkpoint_seconds=options.checkpoint_seconds,
             device=options.device,
             seed=options.seed,
         )

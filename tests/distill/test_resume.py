@@ -139,14 +139,24 @@ def test_interrupt_between_epochs_repeats_the_call(train_folder, tmp_path, undis
     check_equal(*resumed, undisturbed)
 
 
+def test_the_state_is_saved_after_every_step_or_by_the_clock(train_folder, tmp_path, undisturbed):
+    saved = []
+    state = tmp_path / "state.pt"
+    run(train_folder, state, on_epoch=lambda done: done and saved.append(steps_in(state)))
+    assert saved == [5, 10, 15, 20]
+
+    rarely, state = dataclasses.replace(CONFIG, checkpoint_seconds=1e6), tmp_path / "rarely.pt"
+    check_equal(*run(train_folder, state, rarely), undisturbed)
+    assert not state.exists()
+
+
 def test_a_finished_state_is_not_trained_again(train_folder, tmp_path, undisturbed):
     state = tmp_path / "state.pt"
-    every_step = dataclasses.replace(CONFIG, checkpoint_every=1)
-    run(train_folder, state, every_step)
+    run(train_folder, state)
     assert steps_in(state) == STEPS
     student, teacher = make_pair()
     handle = teacher.register_forward_pre_hook(lambda *_: pytest.fail("a step was taken"))
-    resumed = run(train_folder, state, every_step, pair=(student, teacher))
+    resumed = run(train_folder, state, pair=(student, teacher))
     handle.remove()
     check_equal(*resumed, undisturbed)
 
