@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from ampdeploy.checkpoint import load_model as load_slim
     from ampdeploy.config import (
         BenchConfig,
         BuildConfig,
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
         PruneConfig,
     )
     from ampdeploy.errors import AmpDeployError
-    from ampdeploy.models.checkpoint import load_model as load_slim
     from ampdeploy.pipeline import build
 
 # Public name -> (module, name there). PEP 562 keeps `import ampdeploy` free of torch.
@@ -34,7 +34,7 @@ _LAZY = {
     "ModelConfig": ("ampdeploy.config", "ModelConfig"),
     "PruneConfig": ("ampdeploy.config", "PruneConfig"),
     "build": ("ampdeploy.pipeline", "build"),
-    "load_slim": ("ampdeploy.models.checkpoint", "load_model"),
+    "load_slim": ("ampdeploy.checkpoint", "load_model"),
 }
 
 __all__ = [

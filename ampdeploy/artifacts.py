@@ -167,7 +167,11 @@ class Manifest:
             ArtifactError: There is none, it is damaged, or a newer version wrote it.
         """
         path = folder / MANIFEST
-        if not path.exists():
+        try:
+            exists = path.exists()
+        except OSError as error:
+            raise ArtifactError(f"cannot read {path}: {error.strerror}.") from error
+        if not exists:
             raise ArtifactError(
                 f"{folder} holds no {MANIFEST}, so it is not a run of ampdeploy. "
                 "Give the --out folder of a build."

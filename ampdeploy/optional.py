@@ -33,8 +33,14 @@ def install_line(module: str) -> str:
     extra = _EXTRA_OF.get(module.split(".")[0])
     if extra is None:
         return f"pip install {module}"
-    line = f"pip install 'ampdeploy[{extra}]'"
-    return line + " (or [gpu] on an NVIDIA host)" if extra == "cpu" else line
+    line = install_extra(extra)
+    return line + " ('.[gpu]' on an NVIDIA host)" if extra == "cpu" else line
+
+
+def install_extra(extra: str) -> str:
+    """The command that installs an extra of this project."""
+    # By path, not by name: the name may be a stranger's wherever this project is not published.
+    return f"pip install '.[{extra}]' in a checkout of ampdeploy"
 
 
 def require(module: str, *, needed_by: str) -> ModuleType:

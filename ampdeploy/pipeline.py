@@ -8,14 +8,16 @@ written after them, and a stage that is not in the manifest runs again.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from ampdeploy import artifacts
 from ampdeploy.artifacts import Manifest, StageRecord
 from ampdeploy.config import BuildConfig, from_json, to_json
-from ampdeploy.errors import ArtifactError
+from ampdeploy.errors import AmpDeployError, ArtifactError
 from ampdeploy.optional import require_build_host
 from ampdeploy.progress import log
 from ampdeploy.run import Run, Stage, fingerprint, open_run, read_or_new, versions
@@ -26,6 +28,11 @@ from ampdeploy.stages.common import (
     runnable_artifacts,
     student_artifact,
 )
+
+# Distributions whose version can change what a stage computes, by what it uses.
+TORCH = ("numpy", "torch", "timm")
+IMAGES = ("pillow", "torchvision")
+ONNX = ("onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu")
 
 
 def plan(config: BuildConfig) -> list[Stage]:
@@ -38,41 +45,49 @@ def plan(config: BuildConfig) -> list[Stage]:
         does=f"train the slim model against the original for {config.distill.epochs} epochs",
         run=distill.distill,
         reads=(a.BASELINE, a.SLIM),
-        after=("data",),
+        after=("data.queries",),
         writes=(a.DISTILLED, a.DISTILL),
-        options=distill.distill_options(config),
+        options=distill.distill_options,
+        looks_outside=True,
+        packages=(*TORCH, *IMAGES),
     )
     return [
         Stage(
             name="data",
             does="choose calibration and evaluation images; skip what cannot be read",
             run=inputs.data,
-            options=inputs.data_options(config),
+            options=inputs.data_options,
+            looks_outside=True,
+            packages=("pillow",),
         ),
         Stage(
             name="load",
             does="fetch the weights and check them against the model",
             run=inputs.load,
             writes=(a.BASELINE,),
-            options=inputs.load_options(config),
+            options=inputs.load_options,
+            looks_outside=True,
+            packages=("timm", "torch", "safetensors"),
         ),
         Stage(
             name="score",
             does="importance of every hidden neuron: one forward and backward",
             run=prune.score,
             reads=(a.BASELINE,),
-            after=("data",),
+            after=("data.calib",),
             writes=(a.SCORES,),
-            options=prune.score_options(config),
+            options=prune.score_options,
+            packages=(*TORCH, *IMAGES),
         ),
         Stage(
             name="search",
             does="find every block's width, last block first",
             run=prune.search,
             reads=(a.BASELINE, a.SCORES),
-            after=("data",),
+            after=("data.calib",),
             writes=(a.WIDTHS,),
-            options=to_json(config.prune),
+            options=lambda c: to_json(c.prune),
+            packages=(*TORCH, *IMAGES),
         ),
         Stage(
             name="slim",
@@ -80,6 +95,7 @@ def plan(config: BuildConfig) -> list[Stage]:
             run=prune.slim,
             reads=(a.BASELINE, a.WIDTHS),
             writes=(a.SLIM,),
+            packages=("safetensors",),
         ),
         *([training] if config.distill.epochs else []),
         Stage(
@@ -87,27 +103,31 @@ def plan(config: BuildConfig) -> list[Stage]:
             does="write both models as ONNX and check them against PyTorch",
             run=deploy.export,
             reads=(a.BASELINE, student),
-            after=("data",),
+            after=("data.queries",),
             writes=(a.BASELINE_ONNX, a.MODEL_ONNX, a.EXPORT),
-            options=to_json(config.export),
+            options=lambda c: to_json(c.export),
+            packages=(*TORCH, *ONNX),
         ),
         Stage(
             name="eval",
             does="fidelity and k-NN accuracy on images that calibration never saw",
             run=measure.evaluate,
             reads=runnable,
-            after=("data",),
+            after=("data.queries", "data.bank"),
             writes=(a.EVAL,),
-            options={"target": config.target},
+            options=lambda c: {"target": c.target},
+            packages=(*TORCH, *IMAGES, *ONNX),
         ),
         Stage(
             name="bench",
             does="latency, interleaved, and memory in fresh processes",
             run=measure.bench,
             reads=runnable,
-            after=("data",),
+            after=("data.queries",),
             writes=(a.BENCH,),
-            options={"target": config.target, **to_json(config.bench)},
+            options=measure.bench_options,
+            looks_outside=True,
+            packages=(*TORCH, *IMAGES, *ONNX),
         ),
         Stage(
             name="report",
@@ -116,7 +136,7 @@ def plan(config: BuildConfig) -> list[Stage]:
             reads=(a.BASELINE, student, a.WIDTHS, a.EXPORT, a.EVAL, a.BENCH, *runnable),
             after=("data", "load"),
             writes=(a.REPORT_JSON, a.REPORT_MD),
-            options={"target": config.target, "prune": to_json(config.prune)},
+            options=lambda c: {"target": c.target, "prune": to_json(c.prune)},
         ),
     ]
 
@@ -152,20 +172,74 @@ def rerun_config(folder: Path) -> BuildConfig:
     manifest = Manifest.read(folder)
     if "config" not in manifest.data:
         raise ArtifactError(f"{manifest.path} holds no config. Build the run again.")
-
     return dataclasses.replace(from_json(manifest.data["config"]), out=folder)
 
 
-def status(config: BuildConfig) -> list[tuple[Stage, bool]]:
-    """Each stage with whether it is up to date, without changing anything on disk."""
+def require_current(
+    config: BuildConfig, stage_name: str, then: str, *, ignoring: str | None = None
+) -> None:
+    """Check that what `stage_name` wrote is the run's present model, not an older one.
+
+    Args:
+        config: Of the run, as `rerun_config` gives it.
+        stage_name: The stage whose outputs are about to be used.
+        then: The command that makes them, for the message.
+        ignoring: An output that may be missing or changed.
+
+    Raises:
+        ArtifactError: It has not run, or something before it has changed since.
+    """
+    run = Run(config, Manifest.read(config.folder))
+    for stage in _until(plan(config), stage_name):
+        if not run.is_current(stage, ignoring=ignoring):
+            raise ArtifactError(
+                f"{config.folder}: stage {stage.name!r} has not run since the run last changed, "
+                f"so its models are not up to date. Run `{then}` first."
+            )
+
+
+def status(config: BuildConfig) -> list[tuple[Stage, str]]:
+    """Each stage with what a build would do, without changing anything on disk.
+
+    ``up to date``: it would be skipped. ``would run``: it has not run with these options and
+    inputs. ``may run``: it follows one that would, and runs unless that one ends as it did before.
+    """
     config = resolve_paths(config)
     run = Run(config, read_or_new(config))
-    done = True
+    changing: set[str] = set()
     result = []
     for stage in plan(config):
-        done = done and config.resume and run.is_done(stage)
-        result.append((stage, done))
+        if not (config.resume and run.is_done(stage)):
+            state = "would run"
+        elif changing & {*stage.reads, *(name.partition(".")[0] for name in stage.after)}:
+            state = "may run"
+        else:
+            state = "up to date"
+        if state != "up to date":
+            changing |= {stage.name, *stage.writes}
+        result.append((stage, state))
     return result
+
+
+@contextlib.contextmanager
+def explain_memory_errors(stage_name: str) -> Iterator[None]:
+    """Turn running out of memory into an error that names the options that need less.
+
+    Raises:
+        AmpDeployError: In place of torch's and Python's own.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        # torch has OutOfMemoryError for the GPU and a bare RuntimeError for the CPU.
+        known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+        if not known and "DefaultCPUAllocator" not in str(error):
+            raise
+        first = (str(error).splitlines() or ["no memory left"])[0]
+        raise AmpDeployError(
+            f"stage {stage_name!r} ran out of memory: {first}. Lower --micro-batch (images per "
+            "pass; the result stays the same) or --calib-images, or use another --device."
+        ) from error
 
 
 def _until(every: list[Stage], last: str) -> list[Stage]:
@@ -188,16 +262,17 @@ def _run_stage(run: Run, stage: Stage) -> None:
         )
     run.forget_hashes(stage.writes)
     started = time.monotonic()
-    facts = stage.run(run)
+    with explain_memory_errors(stage.name):
+        facts = stage.run(run)
     seconds = time.monotonic() - started
     outputs = {name: run.sha256(name) or "" for name in stage.writes}
     outputs.update(run.external_data(stage.writes))
     record = StageRecord(
-        fingerprint=fingerprint(stage, hashes),
-        options=stage.options,
+        fingerprint=fingerprint(stage, run.config, hashes),
+        options=stage.options(run.config),
         inputs=hashes,
         outputs=outputs,
-        versions=versions(),
+        versions=versions(stage),
         seconds=round(seconds, 3),
         facts=facts,
     )

@@ -5,18 +5,18 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ampdeploy
 from ampdeploy import artifacts
 from ampdeploy.artifacts import Manifest, sha256_file, sha256_json
-from ampdeploy.config import BuildConfig, to_json
+from ampdeploy.config import BuildConfig, stored
 from ampdeploy.errors import AmpDeployError
 
-# Packages whose version can change what a stage computes.
-_VERSIONED = ("torch", "torchvision", "timm", "onnx", "onnxscript", "onnxruntime", "numpy")
+# Key in a stage's facts under which it says what identifies each part of them.
+IDENTITY = "identity"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,10 +31,14 @@ class Stage:
     reads: tuple[str, ...] = ()
     """Artifacts it reads."""
     after: tuple[str, ...] = ()
-    """Stages whose facts it reads."""
+    """Facts of earlier stages it reads: ``load``, or one part, ``data.calib``."""
     writes: tuple[str, ...] = ()
-    options: dict[str, Any] = field(default_factory=dict)
+    options: Callable[[BuildConfig], dict[str, Any]] = lambda _config: {}
     """Everything else that its result depends on."""
+    looks_outside: bool = False
+    """Its options depend on more than the config: folders, weights or the machine."""
+    packages: tuple[str, ...] = ()
+    """Distributions whose version can change its result."""
 
 
 class Run:
@@ -79,10 +83,13 @@ class Run:
             hashes[name] = digest
         hashes.update(self.external_data(stage.reads))
         for name in stage.after:
-            record = self.manifest.stage(name)
+            earlier, _, part = name.partition(".")
+            record = self.manifest.stage(earlier)
             if record is None:
                 return None
-            hashes[f"facts of {name}"] = sha256_json(record.facts)
+            # A part says itself what identifies it: the same images in another folder are the same.
+            found = record.facts[IDENTITY][part] if part else record.facts
+            hashes[f"facts of {name}"] = sha256_json(found)
         return hashes
 
     def external_data(self, names: Sequence[str]) -> dict[str, str]:
@@ -96,28 +103,50 @@ class Run:
         inputs = self.input_hashes(stage)
         if record is None or inputs is None:
             return False
-        if record.fingerprint != fingerprint(stage, inputs):
+        if record.fingerprint != fingerprint(stage, self.config, inputs):
             return False
-        return all(self.sha256(name) == digest for name, digest in record.outputs.items())
+        return self._outputs_stand(stage)
+
+    def is_current(self, stage: Stage, *, ignoring: str | None = None) -> bool:
+        """Whether what `stage` wrote belongs to this run's config and present artifacts.
+
+        Unlike `is_done` it does not ask the outside world: a finished run stays usable where its
+        images and weights are not, and under newer libraries.
+
+        Args:
+            stage: One of the plan.
+            ignoring: An output that may be missing or changed.
+        """
+        record = self.manifest.stage(stage.name)
+        if record is None or record.inputs != self.input_hashes(stage):
+            return False
+        if not stage.looks_outside and record.options != stage.options(self.config):
+            return False
+        return self._outputs_stand(stage, ignoring)
+
+    def _outputs_stand(self, stage: Stage, ignoring: str | None = None) -> bool:
+        record = self.manifest.stage(stage.name)
+        outputs = record.outputs if record else {}
+        return all(self.sha256(n) == digest for n, digest in outputs.items() if n != ignoring)
 
 
-def versions() -> dict[str, str]:
-    """Versions of ampdeploy and of the packages that can change a result."""
+def versions(stage: Stage) -> dict[str, str]:
+    """Versions of ampdeploy and of the packages that can change the result of `stage`."""
     found = {"ampdeploy": ampdeploy.__version__}
-    for name in _VERSIONED:
+    for name in stage.packages:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     return found
 
 
-def fingerprint(stage: Stage, inputs: dict[str, str]) -> str:
+def fingerprint(stage: Stage, config: BuildConfig, inputs: dict[str, str]) -> str:
     """Hash of everything the result of `stage` depends on."""
     return sha256_json(
         {
             "stage": stage.name,
-            "options": stage.options,
+            "options": stage.options(config),
             "inputs": inputs,
-            "versions": versions(),
+            "versions": versions(stage),
             "writes": stage.writes,
         }
     )
@@ -127,12 +156,13 @@ def fingerprint(stage: Stage, inputs: dict[str, str]) -> str:
 def open_run(config: BuildConfig) -> Iterator[Run]:
     """Lock the run directory of `config`, making it if need be."""
     folder = config.folder
-    manifest = read_or_new(config)
+    read_or_new(config)  # refuses a folder that is not ours before anything is made in it
     artifacts.prepare_folder(folder)
     with artifacts.run_lock(folder):
+        # Read again: who held the lock may have written until now.
+        run = Run(config, read_or_new(config))
         artifacts.remove_stale_temporaries(folder)
-        run = Run(config, manifest)
-        run.manifest.data["config"] = to_json(config)
+        run.manifest.data["config"] = stored(config)
         run.manifest.data["tool_version"] = ampdeploy.__version__
         if not config.resume:
             run.manifest.data["stages"] = {}
@@ -147,10 +177,14 @@ def read_or_new(config: BuildConfig) -> Manifest:
         AmpDeployError: The folder is a file, holds other things, or another model's run.
     """
     folder = config.folder
-    if folder.exists() and not folder.is_dir():
+    with artifacts.explain_os_errors(folder):
+        is_file = folder.exists() and not folder.is_dir()
+        is_run = not is_file and (folder / artifacts.MANIFEST).exists()
+        others = folder.is_dir() and any(e.name[0] != "." for e in folder.iterdir())
+    if is_file:
         raise AmpDeployError(f"--out {folder} is a file, not a folder. Choose another --out.")
-    if not (folder / artifacts.MANIFEST).exists():
-        if folder.is_dir() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
+    if not is_run:
+        if others:
             raise AmpDeployError(
                 f"--out {folder} holds files but no {artifacts.MANIFEST}: it is not a run of "
                 "ampdeploy, and nothing there was touched. Choose an empty or new folder."

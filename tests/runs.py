@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.conftest import CALIB_DATA, TINY
 
-CALIB_PER_CLASS = 6
+CALIB_PER_CLASS = 10
 EVAL_PER_CLASS = 3
 CLASSES = 4
 
@@ -60,6 +60,15 @@ def arguments(folder: Path, out: Path, *more: str) -> list[str]:
         "--calib", str(folder / "train"), "--eval", str(folder), "--out", str(out),
         *OPTIONS, *more,
     ]  # fmt: skip
+
+
+def prune_arguments(folder: Path, out: Path) -> list[str]:
+    """`ampdeploy prune` with the options of `arguments` that it has."""
+    command = ["prune", *arguments(folder, out)[1:]]
+    for option in ("--bench-batches", "--bench-seconds", "--threads"):
+        position = command.index(option)
+        del command[position : position + 2]
+    return command
 
 
 def start(command: list[str]) -> subprocess.Popen[str]:

@@ -37,7 +37,7 @@ from pathlib import Path
 import torch
 from ampdeploy.errors import AmpDeployError
 from ampdeploy.artifacts import write_text
-from ampdeploy.models.checkpoint import write_safetensors
+from ampdeploy.checkpoint import write_safetensors
 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
 for write in (
     lambda p: write_text(p, "x" * (1 << 20)),

@@ -85,7 +85,7 @@ from ampdeploy.cli import main; sys.exit(main({arguments!r}))"""
     done = run(code)
     assert done.returncode == 4, done.stderr
     assert missing in done.stderr
-    assert "pip install 'ampdeploy[cpu]'" in done.stderr
+    assert "pip install '.[cpu]' in a checkout of ampdeploy" in done.stderr
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
 
@@ -113,7 +113,7 @@ for name in ("brokenpkg", "noload", "tensorrt_rtx"):
     lines = run(code, blocked=("tensorrt_rtx",)).stdout.splitlines()
     assert "'surely_not_installed'" in lines[0]
     assert "libcudart.so.12" in lines[1]
-    assert "ampdeploy[trt-rtx]" in lines[2]
+    assert "pip install '.[trt-rtx]' in a checkout" in lines[2]
 
 
 def test_the_wheel_lists_every_package():

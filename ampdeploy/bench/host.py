@@ -60,6 +60,12 @@ def host_facts() -> dict[str, Any]:
     }
 
 
+def machine_identity() -> dict[str, Any]:
+    """What makes two measurements ones of the same machine: CPU, usable cores, GPUs, drivers."""
+    facts = host_facts()
+    return {name: facts[name] for name in ("cpu", "cores_usable", "gpus", "board")}
+
+
 def package_versions() -> dict[str, str | None]:
     """Installed version of each of `PACKAGES`, read from metadata without importing it."""
     versions: dict[str, str | None] = {}

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ampdeploy.bench.host import host_facts
 from ampdeploy.bench.latency import BASELINE, PRUNED, measure_interleaved
 from ampdeploy.bench.memory import measure_memory
 from ampdeploy.config import BenchConfig
@@ -30,7 +31,8 @@ def measure_pair(
         config: Batch sizes, runs and threads.
 
     Returns:
-        Plain data: memory (per role) at the largest batch size, and latency (per batch size).
+        Plain data: the host and device, memory (per role) at the largest batch size, and latency
+        (per batch size).
     """
     largest = max(config.batch_sizes)
     memory = {
@@ -56,4 +58,5 @@ def measure_pair(
                 **to_plain(result),
                 "throughput_img_s": result.throughput_img_s,
             }
-    return {"memory": memory, "latency": latency}
+        device = dense.device
+    return {"host": host_facts(), "device": device, "memory": memory, "latency": latency}

@@ -15,6 +15,7 @@ from ampdeploy.optional import BUILD_HOST_MODULES, require
 
 @click.command("doctor")
 @common.as_json
+@common.verbosity
 def command(json_: bool) -> None:
     """Report the machine, each package that a build needs, and each target."""
     facts = _facts()

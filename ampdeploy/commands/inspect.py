@@ -18,6 +18,7 @@ from ampdeploy.optional import require
 @click.option("--model", help="Registered name or timm:<name>, instead of a checkpoint.")
 @click.option("--image-size", type=int, help="Side of the square input, pixels.")
 @common.as_json
+@common.verbosity
 def command(
     checkpoint: Path | None, model: str | None, image_size: int | None, json_: bool
 ) -> None:
@@ -42,7 +43,7 @@ def _facts(checkpoint: Path | None, model: str | None, image_size: int | None) -
 
     if checkpoint is not None:
         require("safetensors", needed_by="ampdeploy inspect")
-        from ampdeploy.models.checkpoint import load_model
+        from ampdeploy.checkpoint import load_model
 
         vision = load_model(checkpoint)
     else:

@@ -12,6 +12,7 @@ from ampdeploy.models.registry import REGISTRY
 
 @click.command("models")
 @common.as_json
+@common.verbosity
 def command(json_: bool) -> None:
     """List the registered models with their published size and cost."""
     if json_:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ampdeploy import artifacts
 from ampdeploy.commands.common import FILE, FOLDER, stack
 from ampdeploy.errors import ArtifactError, ConfigError
 from ampdeploy.optional import require_build_host
@@ -50,12 +51,16 @@ def find_pair(
     if (run is None) == (artifact is None and baseline is None):
         raise ConfigError(f"{verb} takes --run RUN, or ARTIFACT with --baseline BASELINE.")
     if run is not None:
-        from ampdeploy.pipeline import rerun_config
+        from ampdeploy.pipeline import require_current, rerun_config
         from ampdeploy.stages.common import runnable_artifacts_for
 
         config = rerun_config(run)
         chosen = get_target(target or config.target)
-        baseline, artifact = (run / name for name in runnable_artifacts_for(config, chosen.name))
+        pruned_by = "distill" if config.distill.epochs else "slim"
+        names = runnable_artifacts_for(config, chosen.name)
+        stage = "export" if names[0] == artifacts.BASELINE_ONNX else pruned_by
+        require_current(config, stage, f"ampdeploy export {run}")
+        baseline, artifact = (run / name for name in names)
     elif artifact is None or baseline is None:
         raise ConfigError(f"{verb} compares two models: give ARTIFACT and --baseline BASELINE.")
     else:

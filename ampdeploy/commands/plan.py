@@ -28,17 +28,16 @@ def print_plan(config: BuildConfig, *, as_json: bool, until: str = "report") -> 
                     {
                         "name": stage.name,
                         "does": stage.does,
-                        "up_to_date": done,
+                        "state": state,
                         "reads": list(stage.reads),
                         "writes": list(stage.writes),
                     }
-                    for stage, done in rows
+                    for stage, state in rows
                 ],
             }
         )
         return
     click.echo(f"{config.model.name} for target {config.target}, into {config.folder}")
-    for stage, done in rows:
-        state = "up to date" if done else "would run"
+    for stage, state in rows:
         wrote = f" -> {', '.join(stage.writes)}" if stage.writes else ""
         click.echo(f"  {stage.name:8} {state:11} {stage.does}{wrote}")

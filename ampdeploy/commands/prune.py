@@ -20,7 +20,7 @@ from ampdeploy.commands import common
 @common.verbosity
 def command(dry_run: bool, json_: bool, **options: Any) -> None:
     """Score, search and slim MODEL; writes slim.safetensors and widths.json."""
-    config = common.build_config(options)
+    config = common.keep_the_rest(common.build_config(options))
     if dry_run:
         from ampdeploy.commands.plan import print_plan
 

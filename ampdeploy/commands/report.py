@@ -15,8 +15,15 @@ from ampdeploy.report.result import Report
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--markdown", is_flag=True, help="Print the Markdown report instead of the table.")
 @common.as_json
+@common.verbosity
 def command(path: Path, markdown: bool, json_: bool) -> None:
     """Show PATH: a run directory or a report.json. In a run directory, report.md is rewritten."""
+    if path.is_dir():
+        from ampdeploy.pipeline import require_current, rerun_config
+
+        # report.md is a view, written anew below.
+        config = rerun_config(path)
+        require_current(config, "report", "ampdeploy build", ignoring=artifacts.REPORT_MD)
     file = path / artifacts.REPORT_JSON if path.is_dir() else path
     report = Report.read(file)
     if json_:

@@ -11,8 +11,10 @@ runs all L blocks for every candidate.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import psutil
 import torch
@@ -149,12 +151,22 @@ def _stride(depth: int, bytes_per_block: int, budget_bytes: int) -> int:
 
 
 def _memory_budget(device: torch.device) -> int:
-    free = (
-        torch.cuda.mem_get_info(device)[0]
-        if device.type == "cuda"
-        else psutil.virtual_memory().available
-    )
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+    else:
+        free = min(psutil.virtual_memory().available, _container_memory())
     return int(free * CACHE_SHARE)
+
+
+def _container_memory() -> int:
+    """Bytes that this container may still take (cgroup v2), which the host's figures do not say."""
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = (group / "memory.max").read_text().strip()
+        used = int((group / "memory.current").read_text())
+    except (OSError, ValueError):
+        return sys.maxsize
+    return max(int(limit) - used, 0) if limit.isdigit() else sys.maxsize
 
 
 @torch.no_grad()

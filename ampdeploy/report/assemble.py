@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from ampdeploy import __version__
-from ampdeploy.bench.host import host_facts
 from ampdeploy.config import BuildConfig
 from ampdeploy.report.codec import from_plain
 from ampdeploy.report.result import (
@@ -84,7 +83,8 @@ def assemble(
         target=config.target,
         image_size=profiles["baseline"]["image_size"],
         threads=threads,
-        host=host_facts(),
+        device=bench["device"],
+        host=bench["host"],
         weights=Weights(
             source=weights["source"],
             sha256=weights["sha256"],

@@ -202,8 +202,10 @@ class Report(Explained):
     """Side of the square input, pixels."""
     threads: int | None
     """CPU threads of the runtime that was timed; None with a why: the runtime's default."""
+    device: str
+    """Where both models ran: ``cpu`` or ``cuda``."""
     host: dict[str, Any]
-    """See `ampdeploy.bench.host.host_facts`."""
+    """The machine that was measured; see `ampdeploy.bench.host.host_facts`."""
     weights: Weights
     data: Data
     method: Method

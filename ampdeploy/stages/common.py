@@ -29,7 +29,9 @@ def runnable_artifacts(config: BuildConfig) -> tuple[str, str]:
 
 def runnable_artifacts_for(config: BuildConfig, target: str) -> tuple[str, str]:
     """What `target` runs of this build: (baseline, pruned)."""
-    if target == "torch":
+    from ampdeploy.targets.base import get_target
+
+    if ".safetensors" in get_target(target).artifact_suffixes:
         return artifacts.BASELINE, student_artifact(config)
     return artifacts.BASELINE_ONNX, artifacts.MODEL_ONNX
 
@@ -45,7 +47,7 @@ def resolve_paths(config: BuildConfig) -> BuildConfig:
     distill = dataclasses.replace(config.distill, images=images.resolve() if images else None)
     model = config.model
     if model.weights and not model.weights.startswith("wheel:"):
-        model = dataclasses.replace(model, weights=str(Path(model.weights).resolve()))
+        model = dataclasses.replace(model, weights=str(Path(model.weights).expanduser().resolve()))
     return dataclasses.replace(config, data=data, distill=distill, model=model)
 
 
@@ -105,7 +107,7 @@ def calibration_images(run: Run) -> ImageSet:
 
 def checkpoint(run: Run, artifact: str) -> VisionModel:
     """The model in a checkpoint of the run, on the device that prunes."""
-    from ampdeploy.models.checkpoint import load_model
+    from ampdeploy.checkpoint import load_model
     from ampdeploy.models.device import resolve_device
 
     return load_model(run.path(artifact)).to(resolve_device(run.config.prune.device))

@@ -9,6 +9,7 @@ from ampdeploy import artifacts
 from ampdeploy.config import BuildConfig, to_json
 from ampdeploy.errors import DataError
 from ampdeploy.progress import log
+from ampdeploy.run import IDENTITY
 from ampdeploy.stages.common import (
     model_spec,
 )
@@ -65,6 +66,11 @@ def data(run: Run) -> dict[str, Any]:
         )
     log.info("        %d calibration images, %d to judge on", len(calib), len(queries))
     return {
+        IDENTITY: {
+            "calib": calib.sha256,
+            "queries": queries.sha256,
+            "bank": bank.sha256 if bank else None,
+        },
         "calib": calib.to_json(),
         "queries": queries.to_json(),
         "bank": bank.to_json() if bank else None,
@@ -84,8 +90,8 @@ def load_options(config: BuildConfig) -> dict[str, Any]:
 
 def load(run: Run) -> dict[str, Any]:
     """Weights into the model; the unpruned model becomes `baseline.safetensors`."""
+    from ampdeploy.checkpoint import save_model
     from ampdeploy.models.build import build_model
-    from ampdeploy.models.checkpoint import save_model
     from ampdeploy.models.weights import load_weights
 
     config = run.config.model

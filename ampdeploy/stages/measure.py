@@ -6,6 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from ampdeploy import artifacts
+from ampdeploy.config import BuildConfig, to_json
 from ampdeploy.stages.common import (
     bank_of,
     model_spec,
@@ -46,6 +47,13 @@ def evaluate(run: Run) -> dict[str, Any]:
     return {}
 
 
+def bench_options(config: BuildConfig) -> dict[str, Any]:
+    """The machine belongs to a measurement: on another one it is made again."""
+    from ampdeploy.bench.host import machine_identity
+
+    return {"target": config.target, "machine": machine_identity(), **to_json(config.bench)}
+
+
 def bench(run: Run) -> dict[str, Any]:
     """Latency and memory of both models, into `bench.json`."""
     from ampdeploy.bench.latency import BUFFERS
@@ -69,7 +77,7 @@ def bench(run: Run) -> dict[str, Any]:
 
 def report(run: Run) -> dict[str, Any]:
     """`report.json` and its Markdown view."""
-    from ampdeploy.models.checkpoint import load_model
+    from ampdeploy.checkpoint import load_model
     from ampdeploy.models.profile import profile_model
     from ampdeploy.report.assemble import assemble
     from ampdeploy.report.markdown import render_markdown
@@ -81,7 +89,9 @@ def report(run: Run) -> dict[str, Any]:
         role: dataclasses.asdict(profile_model(load_model(run.path(name))))
         for role, name in checkpoints.items()
     }
-    records = {name: run.manifest.stage(name) for name in run.manifest.data["stages"]}
+    from ampdeploy.pipeline import plan
+
+    records = {stage.name: run.manifest.stage(stage.name) for stage in plan(config)}
     result = assemble(
         config,
         images=run.facts("data"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from typing import TYPE_CHECKING, Any
 
 from ampdeploy import artifacts
@@ -30,8 +31,8 @@ def score_options(config: BuildConfig) -> dict[str, Any]:
 
 def score(run: Run) -> dict[str, Any]:
     """Importance of every hidden neuron, into `scores.safetensors`."""
+    from ampdeploy.checkpoint import METADATA_KEY, write_safetensors
     from ampdeploy.data.loading import iter_batches
-    from ampdeploy.models.checkpoint import write_safetensors
     from ampdeploy.prune.score import importance
 
     config = run.config.prune
@@ -44,13 +45,16 @@ def score(run: Run) -> dict[str, Any]:
         total=len(images) // config.batch_size,
     )
     tensors = {site.name: s for site, s in zip(model.spec.sites, scores, strict=True)}
-    metadata = {
+    facts = {
         "criterion": config.criterion,
-        "inv_temperature": str(config.inv_temperature),
-        "images": str(len(images)),
-        "batch_size": str(config.batch_size),
-        "seed": str(run.config.data.seed),
+        "inv_temperature": config.inv_temperature,
+        "images": len(images),
+        "batch_size": config.batch_size,
+        "seed": run.config.data.seed,
     }
+    # One key: the library writes several in an order that changes from process to process, and
+    # with it the file's hash.
+    metadata = {METADATA_KEY: json.dumps(facts)}
     write_safetensors(run.path(artifacts.SCORES), tensors, metadata)
     return {"images": len(images)}
 
@@ -123,7 +127,7 @@ def slim(run: Run) -> dict[str, Any]:
     """The physically smaller model, into `slim.safetensors`."""
     import torch
 
-    from ampdeploy.models.checkpoint import load_model, save_model
+    from ampdeploy.checkpoint import load_model, save_model
     from ampdeploy.models.profile import count_params
     from ampdeploy.prune.slim import slim as slim_model
 

@@ -20,17 +20,17 @@ OPTIONS = {
     "prune": "--batch --calib --calib-images --criterion --device --dry-run --entropy-threshold "
     "--eval --eval-images --image-size --inv-temperature --json --micro-batch --model --no-resume "
     "--out --quiet --resume --seed --verbose --weights -q -v",
-    "distill": "--autocast --base-lr --batch-size --device --epochs --images --json --quiet "
-    "--verbose --warmup-epochs -q -v run",
-    "export": "--json --quiet --verbose -q -v run",
-    "eval": "--baseline --images --json --limit --quiet --run --seed --target --verbose -q -v "
-    "artifact",
+    "distill": "--autocast --base-lr --batch-size --device --epochs --images --json --min-scale "
+    "--plain-augment --quiet --strong-augment --verbose --warmup-epochs -q -v run",
+    "export": "--json --max-relative-diff --opset --quiet --verbose -q -v run",
+    "eval": "--baseline --images --json --labels --limit --no-labels --quiet --run --seed "
+    "--target --verbose -q -v artifact",
     "bench": "--baseline --batches --images --json --min-runs --quiet --run --seconds --target "
     "--threads --verbose -q -v artifact",
-    "report": "--json --markdown path",
-    "inspect": "--image-size --json --model checkpoint",
-    "models": "--json",
-    "doctor": "--json",
+    "report": "--json --markdown --quiet --verbose -q -v path",
+    "inspect": "--image-size --json --model --quiet --verbose -q -v checkpoint",
+    "models": "--json --quiet --verbose -q -v",
+    "doctor": "--json --quiet --verbose -q -v",
 }
 
 

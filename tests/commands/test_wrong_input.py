@@ -53,6 +53,8 @@ def replaced(command, option, value):
         ("--batch", "1", 2, "leaves nothing to compare"),
         ("--batch", "17", 2, ("batch of 17", "16 calibration images")),
         ("--entropy-threshold", "-1", 2, "threshold is -1"),
+        ("--entropy-threshold", "nan", 2, "threshold is nan"),
+        ("--bench-seconds", "inf", 2, "max seconds is inf"),
         ("--entropy-threshold", "much", 2, "not a valid float"),
         ("--bench-batches", "1;8", 2, "not a list of whole numbers"),
         ("--bench-batches", "0", 2, "batch sizes"),
@@ -164,7 +166,8 @@ def test_too_few_images_to_judge_on(inputs, tmp_path, capsys):
     command = runs.arguments(inputs, tmp_path / "out")
     position = command.index("--eval")
     del command[position : position + 2]
-    # 24 images in all, 16 of them calibrate.
+    # 40 images in all, 32 of them calibrate.
+    command = replaced(command, "--calib-images", "32")
     fails(capsys, command, code=1, says=("8 images are left", "--eval"))
 
 
@@ -180,11 +183,7 @@ def test_output_folders(inputs, tmp_path, capsys):
     fails(capsys, runs.arguments(inputs, file / "run"), code=1, says="cannot write")
     fails(capsys, runs.arguments(inputs, file), code=2, says="is a file")
 
-    prune = ["prune", *runs.arguments(inputs, tmp_path / "run")[1:]]
-    for option in ("--bench-batches", "--bench-seconds", "--threads"):
-        position = prune.index(option)
-        del prune[position : position + 2]
-    assert main([*prune, "-q"]) == 0
+    assert main([*runs.prune_arguments(inputs, tmp_path / "run"), "-q"]) == 0
     capsys.readouterr()
     another = replaced(runs.arguments(inputs, tmp_path / "run"), "--model", "dinov2_s")
     before = sorted(os.listdir(tmp_path / "run"))
@@ -243,8 +242,8 @@ def test_verbs(tmp_path, monkeypatch, capsys, command, code, says):
 
 
 def test_artifacts_of_two_models_are_not_compared(inputs, tmp_path, capsys):
+    from ampdeploy.checkpoint import save_model
     from ampdeploy.models.build import build_model
-    from ampdeploy.models.checkpoint import save_model
 
     for name, size in (("a", 160), ("b", 80)):
         save_model(build_model(TINY, image_size=size), tmp_path / f"{name}.safetensors")

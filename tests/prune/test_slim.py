@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ampdeploy.checkpoint import kept_indices, load_model, save_model
 from ampdeploy.errors import ArtifactError
 from ampdeploy.models.build import build_model
-from ampdeploy.models.checkpoint import kept_indices, load_model, save_model
 from ampdeploy.models.profile import count_params
 from ampdeploy.prune.slim import slim, top_neurons
 from tests.conftest import TINY

@@ -100,6 +100,7 @@ def sample_report(**changes: Any) -> Report:
         tool_version="0.1.0",
         model="dinov2_s",
         target="ort",
+        device="cpu",
         image_size=224,
         threads=2,
         host={
