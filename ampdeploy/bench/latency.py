@@ -26,8 +26,8 @@ ORDER = "interleaved pairs on the same batch, alternating which model goes first
 
 BUFFERS = 4  # different batches in rotation, so that no call finds its own input in the cache
 
-WINDOW_PAIRS = 5
-WINDOW_SECONDS = 0.1  # five calls of a fast model would end before the clocks have risen
+WINDOW_PAIRS = 3
+WINDOW_SECONDS = 0.1  # three calls of a fast model would end before the clocks have risen
 STABLE_WITHIN = 0.05  # spread of the medians of three windows, relative
 WARMUP_SHARE = 0.5  # of max_seconds, at most
 
