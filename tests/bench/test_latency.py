@@ -119,9 +119,9 @@ def test_known_costs_are_measured_exactly(clock):
     assert (result.baseline.p50, result.pruned.p50) == (40, 30)
     assert (result.ratio.value, result.ratio.ci95_low, result.ratio.ci95_high) == (0.75, 0.75, 0.75)
     assert result.throughput_img_s == {"baseline": 50, "pruned": pytest.approx(2000 / 30)}
-    # Three windows of five pairs of 70 ms settle; then 2.8 s hold 40 pairs.
-    assert (result.timing.warmup_pairs, result.timing.warmup_stable) == (15, True)
-    assert result.timing.warmup_seconds == pytest.approx(1.05)
+    # Three windows of three pairs of 70 ms settle; then 2.8 s hold 40 pairs.
+    assert (result.timing.warmup_pairs, result.timing.warmup_stable) == (9, True)
+    assert result.timing.warmup_seconds == pytest.approx(0.63)
     assert (result.timing.pairs, result.timing.capped) == (40, False)
     assert result.timing.seconds == pytest.approx(2.8)
 
