@@ -60,7 +60,7 @@ def test_importance_beats_chance_and_its_own_opposite(checkpoint, held_out, cali
     few = held_out.first(32)
     model = load_model(checkpoint)
     config = PruneConfig(batch_size=16, micro_batch_size=8)
-    scores = importance(model, iter_batches(calib, model.spec, 16), config, total=1)
+    scores = importance(model, iter_batches(calib, model.spec, 16), config, count=16)
     dense = features(model, few)
     generator = torch.Generator().manual_seed(0)
     random = [torch.rand(len(s), generator=generator) for s in scores]

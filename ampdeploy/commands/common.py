@@ -21,7 +21,7 @@ from ampdeploy.config import (
     PruneConfig,
 )
 from ampdeploy.errors import ConfigError
-from ampdeploy.progress import set_up_logging
+from ampdeploy.progress import log, set_up_logging
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -161,6 +161,10 @@ def build_config(options: dict[str, Any]) -> BuildConfig:
     if calib is None:
         shipped = shipped_images()
         calib, eval_ = shipped / "train", eval_ or shipped
+        log.warning(
+            "no --calib: calibrating on the shipped clip art. For a model that you deploy, give a "
+            "folder of images like those it will see."
+        )
     name, device = options["model"], options["device"]
     # What was not given is what AMP publishes for the model.
     published = {

@@ -77,7 +77,7 @@ def _feature_gradient(
 
 
 def importance(
-    model: VisionModel, batches: Iterable[Tensor], config: PruneConfig, *, total: int
+    model: VisionModel, batches: Iterable[Tensor], config: PruneConfig, *, count: int
 ) -> list[Tensor]:
     """Score every hidden neuron of `model`.
 
@@ -89,7 +89,7 @@ def importance(
         model: The dense model; unchanged afterwards, its parameters' `requires_grad` included.
         batches: Image batches of exactly `config.batch_size`, (B, 3, S, S), on any device.
         config: Criterion, temperature and sizes.
-        total: How many batches there are, for the progress bar.
+        count: How many images `batches` holds, for the progress bar.
 
     Returns:
         Per block, a float32 tensor (H,) on the CPU.
@@ -101,7 +101,7 @@ def importance(
     images_seen = 0
     try:
         model.requires_grad_(False)
-        with task("score", total) as progress:
+        with task("score", count) as progress:
             for batch in batches:
                 images = batch.to(device)
                 gradient = _feature_gradient(model, images, criterion, config)
@@ -112,8 +112,8 @@ def importance(
                         strict=True,
                     ):
                         model(micro).features.backward(micro_gradient)
+                        progress.advance(len(micro))
                 images_seen += len(images)
-                progress.advance()
     finally:
         for parameter, required in trained:
             parameter.requires_grad_(required)

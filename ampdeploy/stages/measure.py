@@ -89,9 +89,9 @@ def report(run: Run) -> dict[str, Any]:
         role: dataclasses.asdict(profile_model(load_model(run.path(name))))
         for role, name in checkpoints.items()
     }
-    from ampdeploy.pipeline import plan
-
-    records = {stage.name: run.manifest.stage(stage.name) for stage in plan(config)}
+    records = {name: run.manifest.stage(name) for name in run.manifest.data["stages"]}
+    if not config.distill.epochs:
+        records.pop("distill", None)  # of an earlier build into this folder
     result = assemble(
         config,
         images=run.facts("data"),

@@ -42,7 +42,7 @@ def score(run: Run) -> dict[str, Any]:
         model,
         iter_batches(images, model.spec, config.batch_size),
         config,
-        total=len(images) // config.batch_size,
+        count=len(images),
     )
     tensors = {site.name: s for site, s in zip(model.spec.sites, scores, strict=True)}
     facts = {

@@ -43,7 +43,7 @@ def test_equals_the_definition_at_every_micro_batch(kind, criterion):
     images = torch.randn(6, 3, SIZE, SIZE)
     for micro in (6, 4, 1):
         config = PruneConfig(criterion=criterion, batch_size=6, micro_batch_size=micro)
-        got = importance(model, [images], config, total=1)
+        got = importance(model, [images], config, count=6)
         expected = plain_importance(model, images, config)
         for ours, theirs in zip(got, expected, strict=True):
             assert ours.dtype == torch.float32
@@ -54,9 +54,9 @@ def test_two_batches_are_averaged_over_images():
     model = make("plain")
     images = torch.randn(8, 3, SIZE, SIZE)
     config = PruneConfig(batch_size=4, micro_batch_size=4)
-    both = importance(model, images.split(4), config, total=2)
-    first = importance(model, [images[:4]], config, total=1)
-    second = importance(model, [images[4:]], config, total=1)
+    both = importance(model, images.split(4), config, count=8)
+    first = importance(model, [images[:4]], config, count=4)
+    second = importance(model, [images[4:]], config, count=4)
     for a, b, mean in zip(first, second, both, strict=True):
         torch.testing.assert_close((a + b) / 2, mean)
 
@@ -66,7 +66,7 @@ def test_the_model_is_left_as_it_was():
     model.backbone.cls_token.requires_grad_(False)
     flags = [p.requires_grad for p in model.parameters()]
     before = {name: t.clone() for name, t in model.state_dict().items()}
-    importance(model, [torch.randn(4, 3, SIZE, SIZE)], PruneConfig(batch_size=4), total=1)
+    importance(model, [torch.randn(4, 3, SIZE, SIZE)], PruneConfig(batch_size=4), count=4)
     assert [p.requires_grad for p in model.parameters()] == flags
     assert all(torch.equal(before[name], t) for name, t in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
