@@ -72,11 +72,19 @@ def atomic_path(path: Path) -> Iterator[Path]:
     with explain_os_errors(path):
         try:
             yield temporary
+            # Some libraries create private files; others must be able to read a model.
+            temporary.chmod(0o666 & ~_umask())
             with open(temporary, "rb+") as handle:
                 os.fsync(handle.fileno())
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)  # there is no way to read it but to set it
+    os.umask(mask)
+    return mask
 
 
 def write_text(path: Path, text: str) -> None:
@@ -104,7 +112,8 @@ def read_json(path: Path) -> Any:
         raise ArtifactError(f"cannot read {path}: {error.strerror}.") from error
     except ValueError as error:
         raise ArtifactError(
-            f"{path} is damaged: {error}. Delete it and run the command that wrote it again."
+            f"{path} is not JSON, or is damaged: {error}. Check that it is the file you mean; if "
+            "ampdeploy wrote it, run the command that wrote it again."
         ) from error
 
 

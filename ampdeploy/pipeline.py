@@ -23,11 +23,11 @@ from ampdeploy.progress import log
 from ampdeploy.run import Run, Stage, fingerprint, open_run, read_or_new, versions
 from ampdeploy.stages import deploy, distill, inputs, measure, prune
 from ampdeploy.stages.common import (
-    preflight,
     resolve_paths,
     runnable_artifacts,
     student_artifact,
 )
+from ampdeploy.stages.preflight import preflight
 
 # Distributions whose version can change what a stage computes, by what it uses.
 TORCH = ("numpy", "torch", "timm")
@@ -153,13 +153,12 @@ def build(config: BuildConfig, *, until: str = "report") -> Run:
         MissingDependencyError: This machine cannot run the build or its target.
     """
     config = resolve_paths(config)
-    require_build_host(f"ampdeploy up to {until!r}")
+    require_build_host("ampdeploy build")
     preflight(config)
-    folder = config.folder
     with open_run(config) as run:
         for stage in _until(plan(config), until):
             _run_stage(run, stage)
-        log.debug("finished up to %s in %s", until, folder)
+        run.save_config()
     return run
 
 
@@ -276,5 +275,6 @@ def _run_stage(run: Run, stage: Stage) -> None:
         seconds=round(seconds, 3),
         facts=facts,
     )
-    run.manifest.put(stage.name, record)
+    run.manifest.data["stages"][stage.name] = vars(record)
+    run.save_config()
     log.info("        done in %.1f s", seconds)

@@ -50,6 +50,13 @@ class Run:
         self.folder = manifest.path.parent
         self._hashes: dict[str, str] = {}
 
+    def save_config(self) -> None:
+        """Make this build's config the run's. Called when something was done with it, so that a
+        command that fails before it has changed anything leaves the run as it was."""
+        self.manifest.data["config"] = stored(self.config)
+        self.manifest.data["tool_version"] = ampdeploy.__version__
+        self.manifest.save()
+
     def path(self, artifact: str) -> Path:
         """Where an artifact lies."""
         return self.folder / artifact
@@ -162,11 +169,10 @@ def open_run(config: BuildConfig) -> Iterator[Run]:
         # Read again: who held the lock may have written until now.
         run = Run(config, read_or_new(config))
         artifacts.remove_stale_temporaries(folder)
-        run.manifest.data["config"] = stored(config)
-        run.manifest.data["tool_version"] = ampdeploy.__version__
         if not config.resume:
             run.manifest.data["stages"] = {}
-        run.manifest.save()
+        if "config" not in run.manifest.data:
+            run.save_config()
         yield run
 
 

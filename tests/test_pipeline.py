@@ -226,13 +226,26 @@ def test_a_model_that_is_not_the_runs_present_one_is_not_judged(inputs, finished
     judge = ["eval", "--run", str(run), "--images", str(inputs), "-q"]
     assert main(judge) == 0
     assert main(["distill", str(run), "--epochs", "1", "--batch-size", "8", "-q"]) == 0
-    assert f"ampdeploy export {run}" in capsys.readouterr().out
+    assert f"ampdeploy report {run} --update" in capsys.readouterr().out
     for command in (judge, ["report", str(run)]):
         assert main(command) == 1
         assert "not run since the run last changed" in capsys.readouterr().err
     assert main([*judge, "--target", "torch"]) == 0  # the distilled checkpoint is current
-    assert main(["export", str(run), "-q"]) == 0
+    assert main(["report", str(run), "--update", "-q"]) == 0
     assert main(judge) == 0
+    assert Report.read(run / artifacts.REPORT_JSON).method.distill_epochs == 1
+
+
+def test_a_failed_verb_leaves_the_run_as_it_was(inputs, finished, tmp_path, capsys):
+    run, empty = tmp_path / "run", tmp_path / "empty"
+    shutil.copytree(finished, run)
+    empty.mkdir()
+    before = Manifest.read(run).data
+    command = ["distill", str(run), "--epochs", "1", "--images", str(empty)]
+    assert main(command) == 1
+    assert "empty" in capsys.readouterr().err
+    assert Manifest.read(run).data == before
+    assert main(["report", str(run)]) == 0
 
 
 def test_python_api_and_torch_target(inputs, tmp_path):

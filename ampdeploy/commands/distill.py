@@ -51,5 +51,5 @@ def command(run: Path, json_: bool, **options: Any) -> None:
     click.echo(
         f"loss {facts['first_loss']:.4g} -> {facts['last_loss']:.4g} in {facts['steps']} steps; "
         f"wrote {finished.path(artifacts.DISTILLED)}\n"
-        f"Next: ampdeploy export {run}"
+        f"Next: ampdeploy report {run} --update"
     )

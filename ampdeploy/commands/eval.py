@@ -61,15 +61,17 @@ def _print(result: dict[str, Any]) -> None:
     fidelity = result["fidelity"]
     rows = [
         ("images", str(fidelity["images"])),
-        ("CLS cosine, mean", _number(fidelity["cosine_mean"])),
-        ("CLS cosine, 1st percentile", _number(fidelity["cosine_p1"])),
+        ("feature cosine, mean", _number(fidelity["cosine_mean"])),
+        ("feature cosine, 1st pct", _number(fidelity["cosine_p1"])),
         ("patch cosine, mean", _number(fidelity["patch_cosine_mean"])),
-        ("neighbour agreement", _number(fidelity["knn_agreement"])),
+        (f"shared {fidelity['knn_k']} neighbours", _number(fidelity["knn_agreement"])),
     ]
     if result["accuracy"]:
         for metric, dense in result["accuracy"]["baseline"].items():
             slim = result["accuracy"]["pruned"][metric]
-            rows.append((metric, f"{dense:.1%} -> {slim:.1%}"))
+            change = result["accuracy_difference"][metric]
+            interval = f"{100 * change['ci95_low']:+.1f}, {100 * change['ci95_high']:+.1f}"
+            rows.append((metric, f"{dense:.1%} -> {slim:.1%}, 95% of change [{interval}] points"))
     for name, value in rows:
         click.echo(f"{name:28} {value}")
     for name, reason in {**fidelity["why"], **result["why"]}.items():

@@ -25,6 +25,10 @@ def command(
     """Count parameters, FLOPs and widths of --model (no weights needed) or of a CHECKPOINT."""
     if (checkpoint is None) == (model is None):
         raise ConfigError("inspect takes a CHECKPOINT or --model NAME, one of the two.")
+    if checkpoint is not None and checkpoint.suffix != ".safetensors":
+        raise ConfigError(
+            f"inspect reads .safetensors checkpoints of a run, and {checkpoint} is none."
+        )
     if image_size is not None and checkpoint is not None:
         raise ConfigError("--image-size goes with --model; a checkpoint has its own size.")
     facts = _facts(checkpoint, model, image_size)

@@ -13,7 +13,7 @@ def print_plan(config: BuildConfig, *, as_json: bool, until: str = "report") -> 
     """Print each stage, whether it would run, and what it writes. Nothing is changed."""
     require_build_host("ampdeploy build")
     from ampdeploy.pipeline import status
-    from ampdeploy.stages.common import preflight
+    from ampdeploy.stages.preflight import preflight
 
     preflight(config)
     rows = status(config)

@@ -51,22 +51,6 @@ def resolve_paths(config: BuildConfig) -> BuildConfig:
     return dataclasses.replace(config, data=data, distill=distill, model=model)
 
 
-def preflight(config: BuildConfig) -> None:
-    """Everything that can fail cheaply, before anything expensive starts.
-
-    Raises:
-        AmpDeployError: The model, the target or a folder is not usable here.
-    """
-    from ampdeploy.models.device import resolve_device
-    from ampdeploy.targets.base import get_target
-
-    model_spec(config)
-    resolve_device(config.prune.device)
-    if config.distill.epochs:
-        resolve_device(config.distill.device)
-    get_target(config.target).check()
-
-
 def model_spec(config: BuildConfig) -> ModelSpec:
     """The spec of the model that is built, without its weights."""
     from ampdeploy.models.build import build_model

@@ -6,7 +6,6 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from ampdeploy import artifacts
-from ampdeploy.progress import log
 from ampdeploy.stages.common import (
     queries_of,
     student_artifact,
@@ -53,11 +52,5 @@ def export(run: Run) -> dict[str, Any]:
             "verified_images": len(images),
             "verified": [dataclasses.asdict(c) for c in comparisons],
         }
-        log.info(
-            "        %-8s %.1f MB, largest difference to PyTorch %.1e",
-            role,
-            path.stat().st_size / 1e6,
-            max(c.max_abs_diff for c in comparisons),
-        )
     artifacts.write_json(run.path(artifacts.EXPORT), facts)
     return {}

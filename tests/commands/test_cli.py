@@ -27,7 +27,7 @@ OPTIONS = {
     "--target --verbose -q -v artifact",
     "bench": "--baseline --batches --images --json --min-runs --quiet --run --seconds --target "
     "--threads --verbose -q -v artifact",
-    "report": "--json --markdown --quiet --verbose -q -v path",
+    "report": "--json --markdown --quiet --update --verbose -q -v path",
     "inspect": "--image-size --json --model --quiet --verbose -q -v checkpoint",
     "models": "--json --quiet --verbose -q -v",
     "doctor": "--json --quiet --verbose -q -v",
