@@ -10,7 +10,8 @@ from PIL import Image
 from tests.distill.tiny_run import IMAGES
 
 
-@pytest.fixture(autouse=True)
+# As wide as the fixtures that train, which would otherwise run before it.
+@pytest.fixture(autouse=True, scope="package")
 def one_thread():
     """The child process of the resume test runs with one thread; so must what it is held to."""
     before = torch.get_num_threads()
