@@ -219,9 +219,8 @@ class Manifest:
         return record.facts
 
     def put(self, name: str, record: StageRecord) -> None:
-        """Store a stage's record and save."""
+        """Store a stage's record; `save` writes it."""
         self.data["stages"][name] = vars(record)
-        self.save()
 
     def save(self) -> None:
         """Write the manifest atomically."""

@@ -193,7 +193,7 @@ def require_current(
         if not run.is_current(stage, ignoring=ignoring):
             raise ArtifactError(
                 f"{config.folder}: stage {stage.name!r} has not run since the run last changed, "
-                f"so its models are not up to date. Run `{then}` first."
+                f"or its files were damaged or removed. Run `{then}` first."
             )
 
 
@@ -275,6 +275,6 @@ def _run_stage(run: Run, stage: Stage) -> None:
         seconds=round(seconds, 3),
         facts=facts,
     )
-    run.manifest.data["stages"][stage.name] = vars(record)
+    run.manifest.put(stage.name, record)
     run.save_config()
     log.info("        done in %.1f s", seconds)

@@ -97,6 +97,7 @@ def record(**changes):
 def test_manifest_round_trip(tmp_path):
     manifest = Manifest.create(tmp_path, model="dinov2_s", tool_version="1")
     manifest.put("data", record(facts={"n": 3}))
+    manifest.save()
     again = Manifest.read(tmp_path)
     assert again.model == "dinov2_s"
     assert again.facts("data") == {"n": 3}
