@@ -65,7 +65,7 @@ def search(run: Run) -> dict[str, Any]:
 
     from ampdeploy.data.loading import iter_batches
     from ampdeploy.models.profile import count_params
-    from ampdeploy.prune.search import search as search_widths
+    from ampdeploy.prune.amp import search as search_widths
 
     config = run.config.prune
     model = checkpoint(run, artifacts.BASELINE)

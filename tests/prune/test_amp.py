@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from ampdeploy.config import PruneConfig
+from ampdeploy.prune.amp import narrowest_width, search
+from ampdeploy.prune.block_inputs import BlockInputs
 from ampdeploy.prune.criterion import CRITERIA, batched
-from ampdeploy.prune.search import BlockInputs, narrowest_width, search
 from ampdeploy.prune.slim import slim, top_neurons
 from tests.mlp_kinds import SIZE, make
 
