@@ -15,6 +15,24 @@ from ampdeploy.errors import ConfigError
 from ampdeploy.models.registry import close_matches, recipe_of
 
 CRITERIA = ("entropy", "cross-entropy")
+SEARCHES = ("divergence", "amp")
+FOLDS = ("least-squares", "mean-shift", "none")
+# What is done for the neurons that are gone, each with the fold it begins with.
+REPAIRS = {
+    "refit": "least-squares",
+    "fold": "least-squares",
+    "mean-shift": "mean-shift",
+    "none": "none",
+}
+BUDGETS = ("params_cut", "flops_cut", "mlp_keep")
+
+# What `build` removes where no budget is given, as a share of all parameters.
+DEFAULT_PARAMS_CUT = 0.3
+
+# Of the calibration images, the share that only measures blocks, and again as many that only
+# verify the result; and the limits of that number.
+HELD_OUT_SHARE = 1 / 8
+HELD_OUT_IMAGES = (4, 32)
 
 
 def _positive(owner: object, *names: str) -> None:
@@ -78,11 +96,30 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PruneConfig:
-    """Score and search, as published (AMP, arXiv 2603.08100, sections 3.2 and 3.3).
+    """How neurons are chosen, how many, and what makes up for them.
 
-    The defaults are those of DINOv2; `for_model` knows the other families'.
+    ``search="divergence"`` meets a budget with the least loss of cosine (`prune/search.py`).
+    ``search="amp"`` is the published threshold search (AMP, arXiv 2603.08100, sections 3.2 and
+    3.3); `criterion`, `threshold`, `batch_size` and `steps` belong to it alone. Its defaults are
+    those of DINOv2; `for_model` knows the other families'.
     """
 
+    search: str = "divergence"
+    params_cut: float | None = None
+    """Share of the model's parameters to remove. One of the three budgets, or none:
+    `DEFAULT_PARAMS_CUT`."""
+    flops_cut: float | None = None
+    """Share of the model's FLOPs, at its image size, to remove."""
+    mlp_keep: float | None = None
+    """Share of all hidden MLP neurons to keep."""
+    width_multiple: int | None = None
+    """Widths are multiples of this; None: what suits the target."""
+    min_width: int | None = None
+    """No block gets narrower; None: `width_multiple`."""
+    repair: str | None = None
+    """``refit``: least-squares fold, then the sequential re-fit where it pays. ``fold``: the
+    least-squares fold alone. ``mean-shift``: biases only. ``none``: as published. None: ``refit``
+    for the divergence search, ``none`` for AMP's."""
     criterion: str = "entropy"
     inv_temperature: float = 20.0
     """1 / tau of the similarity softmax."""
@@ -98,8 +135,16 @@ class PruneConfig:
     """``auto``: CUDA if there is one, else CPU."""
 
     def __post_init__(self) -> None:
+        _one_of("search", self.search, SEARCHES)
         _one_of("criterion", self.criterion, CRITERIA)
+        if self.repair is None:
+            object.__setattr__(self, "repair", "none" if self.search == "amp" else "refit")
+        _one_of("repair", str(self.repair), tuple(REPAIRS))
         _positive(self, "inv_temperature", "batch_size", "micro_batch_size", "steps")
+        for name in ("width_multiple", "min_width"):
+            if getattr(self, name) is not None:
+                _positive(self, name)
+        self._check_budget()
         if self.batch_size < 2:
             raise ConfigError(
                 f"the criterion compares the images of one batch with each other; batch size "
@@ -109,6 +154,44 @@ class PruneConfig:
             raise ConfigError(
                 f"threshold is {self.threshold}; the criterion may rise by 0 or more per block."
             )
+
+    def _check_budget(self) -> None:
+        given = [name for name in BUDGETS if getattr(self, name) is not None]
+        options = ["--" + name.replace("_", "-") for name in given]
+        if len(given) > 1:
+            raise ConfigError(f"{' and '.join(options)} are both budgets. Give one of them.")
+        if given and self.search == "amp":
+            raise ConfigError(
+                f"{options[0]} asks for a size, which AMP's threshold search cannot meet: how "
+                "small the model gets follows from --entropy-threshold. Leave out --search amp."
+            )
+        for name, option in zip(given, options, strict=True):
+            value = getattr(self, name)
+            if not 0 < value < 1:
+                raise ConfigError(f"{option} is {value}; it is a share between 0 and 1, like 0.4.")
+
+    @property
+    def budget(self) -> tuple[str, float]:
+        """Which budget is meant, and its value."""
+        for name in BUDGETS:
+            value = getattr(self, name)
+            if value is not None:
+                return name, value
+        return "params_cut", DEFAULT_PARAMS_CUT
+
+    @property
+    def fold(self) -> str:
+        """The fold that `repair` begins with."""
+        return REPAIRS[str(self.repair)]
+
+    @property
+    def fewest_images(self) -> int:
+        """Calibration images that cannot be done without."""
+        shared_out = self.search == "divergence" or self.fold != "none"
+        return max(
+            4 * HELD_OUT_IMAGES[0] if shared_out else 0,
+            self.batch_size if self.search == "amp" else 0,
+        )
 
     @classmethod
     def for_model(cls, name: str, **options: Any) -> PruneConfig:
@@ -251,12 +334,24 @@ class BuildConfig:
             object.__setattr__(self, "distill", DistillConfig.for_model(self.model.name))
         _as_paths(self, "out")
         _one_of("target", self.target, target_names())
-        if self.prune.batch_size > self.data.calib_images:
+        if self.prune.fewest_images > self.data.calib_images:
+            if self.prune.search == "amp" and self.prune.batch_size > self.data.calib_images:
+                why = f"the criterion's batch of {self.prune.batch_size} is larger than the"
+                lower = "Lower --batch or raise"
+            else:
+                why = f"pruning needs {self.prune.fewest_images} calibration images, more than the"
+                lower = "Raise"
             raise ConfigError(
-                f"the criterion's batch of {self.prune.batch_size} is larger than the "
-                f"{self.data.calib_images} calibration images asked for. Lower --batch or raise "
+                f"{why} {self.data.calib_images} calibration images asked for. {lower} "
                 "--calib-images."
             )
+
+    @property
+    def width_multiple(self) -> int:
+        """The grid of the widths: as asked, else what suits the target."""
+        from ampdeploy.targets.base import get_target
+
+        return self.prune.width_multiple or get_target(self.target).width_multiple
 
     @property
     def folder(self) -> Path:

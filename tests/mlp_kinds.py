@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
-from timm.layers import Mlp, SwiGLUPacked
+from timm.layers import Mlp, SwiGLU, SwiGLUPacked
+from timm.models import register_model
 from timm.models.eva import Eva
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import VisionTransformer, _create_vision_transformer
 from torch import nn
 
 from ampdeploy.models.build import wrap_backbone
@@ -34,6 +35,8 @@ def _eva(**options) -> nn.Module:
 BACKBONES = {
     "plain": lambda: _vit(mlp_layer=Mlp),
     "packed_swiglu": lambda: _vit(mlp_layer=SwiGLUPacked, act_layer=nn.SiLU, init_values=0.1),
+    # As AIMv2: a split gate whose linears have no bias.
+    "swiglu_no_bias": lambda: _vit(mlp_layer=SwiGLU, act_layer=nn.SiLU, proj_bias=False),
     "registers": lambda: _vit(reg_tokens=4, no_embed_class=True, init_values=0.1),
     "average_pool": lambda: _vit(global_pool="avg", fc_norm=True),
     "clip_pre_norm": lambda: _vit(pre_norm=True),
@@ -44,6 +47,18 @@ BACKBONES = {
         use_rot_pos_emb=True, rope_type="mixed", attn_type="rope", use_abs_pos_emb=False
     ),
 }
+
+
+# A model of that kind that can be built by name, as checkpoints and the command line do it.
+NO_BIAS = "timm:vit_swiglu_no_bias"
+
+
+@register_model
+def vit_swiglu_no_bias(pretrained: bool = False, **options) -> VisionTransformer:
+    """timm's test model with AIMv2's kind of MLP."""
+    tiny = {"patch_size": 16, "embed_dim": 64, "depth": 6, "num_heads": 2, "mlp_ratio": 2}
+    kind = {"mlp_layer": SwiGLU, "act_layer": nn.SiLU, "proj_bias": False}
+    return _create_vision_transformer("test_vit", pretrained, **{**tiny, **kind, **options})
 
 
 def make(kind: str, *, seed: int = 0) -> VisionModel:

@@ -8,6 +8,10 @@ from pathlib import Path
 import pytest
 
 from ampdeploy.config import (
+    BUDGETS,
+    DEFAULT_PARAMS_CUT,
+    FOLDS,
+    REPAIRS,
     BenchConfig,
     BuildConfig,
     DataConfig,
@@ -19,6 +23,7 @@ from ampdeploy.config import (
     to_json,
 )
 from ampdeploy.errors import ConfigError
+from ampdeploy.targets.base import target_names
 
 
 def build_config(**changes):
@@ -33,6 +38,12 @@ def build_config(**changes):
         (lambda: PruneConfig(batch_size=1), "leaves nothing to compare"),
         (lambda: PruneConfig(threshold=-1), "threshold is -1"),
         (lambda: PruneConfig(steps=0), "steps is 0"),
+        (lambda: PruneConfig(search="ampp"), "unknown search 'ampp'.*'amp'"),
+        (lambda: PruneConfig(repair="folds"), "unknown repair 'folds'.*'fold'"),
+        (lambda: PruneConfig(params_cut=0.2, flops_cut=0.2), "--params-cut and --flops-cut are"),
+        (lambda: PruneConfig(search="amp", mlp_keep=0.5), "--mlp-keep asks for a size"),
+        (lambda: PruneConfig(width_multiple=0), "width multiple is 0"),
+        (lambda: PruneConfig(min_width=-8), "min width is -8"),
         (lambda: DataConfig(calib=Path("c"), calib_images=0), "calib images is 0"),
         (lambda: DataConfig(calib=Path("c"), eval_images=-3), "eval images is -3"),
         (lambda: ModelConfig(name="x", image_size=0), "image size is 0"),
@@ -45,8 +56,20 @@ def build_config(**changes):
         (lambda: BenchConfig(threads=0), "threads is 0"),
         (lambda: build_config(target="ort-cud"), "unknown target 'ort-cud'.*'ort-cuda'"),
         (
-            lambda: build_config(prune=PruneConfig(batch_size=300)),
-            "batch of 300 is larger than the 256 calibration images",
+            lambda: build_config(prune=PruneConfig(search="amp", batch_size=300)),
+            "batch of 300 is larger than the 256 calibration images.*Lower --batch",
+        ),
+        (
+            lambda: build_config(data=DataConfig(calib=Path("c"), calib_images=15)),
+            "needs 16 calibration images, more than the 15",
+        ),
+        (
+            # The batch fits, but the repair needs images to be judged on.
+            lambda: build_config(
+                data=DataConfig(calib=Path("c"), calib_images=8),
+                prune=PruneConfig(search="amp", batch_size=8, repair="fold"),
+            ),
+            "needs 16 calibration images, more than the 8.*Raise --calib-images",
         ),
     ],
 )
@@ -54,6 +77,43 @@ def test_refused(make, message):
     with pytest.raises(ConfigError, match=message) as caught:
         make()
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("value", [0, 1, -1, 1.2, 40, float("nan"), float("inf")])
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_budgets_are_shares(budget, value):
+    option = "--" + budget.replace("_", "-")
+    with pytest.raises(ConfigError, match=f"{option} is {value}; it is a share between 0 and 1"):
+        PruneConfig(**{budget: value})
+
+
+def test_what_is_asked_for_is_one_budget():
+    assert PruneConfig().budget == ("params_cut", DEFAULT_PARAMS_CUT)
+    for budget in BUDGETS:
+        assert PruneConfig(**{budget: 0.25}).budget == (budget, 0.25)
+
+
+def test_the_repair_follows_the_search():
+    assert (PruneConfig().repair, PruneConfig().fold) == ("refit", "least-squares")
+    published = PruneConfig(search="amp")
+    assert (published.repair, published.fold) == ("none", "none")
+    assert PruneConfig(search="amp", repair="mean-shift").fold == "mean-shift"
+    assert {PruneConfig(repair=repair).fold for repair in REPAIRS} == set(FOLDS)
+
+
+def test_images_that_cannot_be_done_without():
+    assert PruneConfig().fewest_images == 16
+    assert PruneConfig(repair="none").fewest_images == 16  # the search shares them out
+    assert PruneConfig(search="amp", batch_size=4).fewest_images == 4
+    assert PruneConfig(search="amp", batch_size=4, repair="fold").fewest_images == 16
+    assert PruneConfig(search="amp", batch_size=64, repair="fold").fewest_images == 64
+
+
+def test_the_grid_of_widths_suits_the_target():
+    widths = {target: build_config(target=target).width_multiple for target in target_names()}
+    assert widths == {"ort": 16, "torch": 16, "ort-cuda": 64, "torch-cuda": 64}
+    asked = build_config(target="ort-cuda", prune=PruneConfig(width_multiple=128))
+    assert asked.width_multiple == 128
 
 
 def test_default_folder_names_model_and_target():

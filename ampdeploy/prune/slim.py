@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +14,10 @@ from ampdeploy.models.spec import MlpSite
 from ampdeploy.models.vision import VisionModel
 
 
-def _gather(linear: nn.Linear, *, rows: Tensor | None = None, columns: Tensor | None) -> nn.Linear:
-    """A new linear with some rows (outputs) and columns (inputs) of `linear`."""
+def gather(
+    linear: nn.Linear, *, rows: Tensor | None = None, columns: Tensor | None = None
+) -> nn.Linear:
+    """A new linear with some rows (outputs) and columns (inputs) of `linear`; None: all."""
     weight = linear.weight.detach()
     bias = linear.bias.detach() if linear.bias is not None else None
     if rows is not None:
@@ -48,10 +51,8 @@ def slim_linears(backbone: nn.Module, site: MlpSite, kept: Tensor) -> dict[str, 
     kept = kept.to(next(backbone.parameters()).device)
     # A packed gate holds the rows of neuron j at j and at hidden + j.
     rows = torch.cat([kept, kept + site.hidden]) if site.packed else kept
-    linears = {
-        path: _gather(_linear(backbone, path), rows=rows, columns=None) for path in site.fc_in
-    }
-    linears[site.fc_out] = _gather(_linear(backbone, site.fc_out), columns=kept)
+    linears = {path: gather(_linear(backbone, path), rows=rows) for path in site.fc_in}
+    linears[site.fc_out] = gather(_linear(backbone, site.fc_out), columns=kept)
     return linears
 
 
@@ -65,6 +66,19 @@ def put_linears(backbone: nn.Module, linears: dict[str, nn.Linear]) -> None:
     for path, linear in linears.items():
         parent, _, attribute = path.rpartition(".")
         setattr(backbone.get_submodule(parent), attribute, linear)
+
+
+@contextmanager
+def restored(model: VisionModel) -> Iterator[None]:
+    """Put every MLP of `model`, and its spec, back as they were when this was entered."""
+    spec = model.spec
+    linears = [site_linears(model.backbone, site) for site in spec.sites]
+    try:
+        yield
+    finally:
+        for block in linears:
+            put_linears(model.backbone, block)
+        model.spec = spec
 
 
 def _linear(backbone: nn.Module, path: str) -> nn.Linear:
@@ -86,6 +100,19 @@ def slim(model: VisionModel, kept: Sequence[Tensor]) -> VisionModel:
     Raises:
         ArtifactError: The indices do not fit the model.
     """
+    check_indices(model, kept)
+    for site, indices in zip(model.spec.sites, kept, strict=True):
+        put_linears(model.backbone, slim_linears(model.backbone, site, indices))
+    model.spec = with_sites(model.spec, [len(indices) for indices in kept])
+    return model
+
+
+def check_indices(model: VisionModel, kept: Sequence[Tensor]) -> None:
+    """Make sure that `kept` can be applied to `model`, before anything is changed.
+
+    Raises:
+        ArtifactError: The indices do not fit the model.
+    """
     sites = model.spec.sites
     if len(kept) != len(sites):
         raise ArtifactError(
@@ -94,10 +121,6 @@ def slim(model: VisionModel, kept: Sequence[Tensor]) -> VisionModel:
         )
     for site, indices in zip(sites, kept, strict=True):
         _check_indices(site, indices)
-    for site, indices in zip(sites, kept, strict=True):
-        put_linears(model.backbone, slim_linears(model.backbone, site, indices))
-    model.spec = with_sites(model.spec, [len(indices) for indices in kept])
-    return model
 
 
 def _check_indices(site: MlpSite, kept: Tensor) -> None:
