@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from ampdeploy.artifacts import write_with
 from ampdeploy.errors import ArtifactError
@@ -115,6 +115,7 @@ def load_model(path: Path | str) -> VisionModel:
     slim(model, [torch.arange(width) for width in facts["hidden"]])
     with safe_open(path, framework="pt") as handle:
         state = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+    _make_room_for_biases(model, state)
     try:
         model.backbone.load_state_dict(state, strict=True, assign=True)
     except RuntimeError as error:
@@ -123,6 +124,16 @@ def load_model(path: Path | str) -> VisionModel:
         ) from error
     _materialise_buffers(model, facts)
     return model.eval()
+
+
+def _make_room_for_biases(model: VisionModel, state: Mapping[str, Tensor]) -> None:
+    """The fold makes up for the mean of pruned neurons in a bias, which the model may not have
+    had at that place."""
+    for site in model.spec.sites:
+        linear = model.backbone.get_submodule(site.fc_out)
+        assert isinstance(linear, nn.Linear)
+        if linear.bias is None and f"{site.fc_out}.bias" in state:
+            linear.bias = nn.Parameter(torch.empty(linear.out_features, device="meta"))
 
 
 def _materialise_buffers(model: VisionModel, facts: dict[str, Any]) -> None:
