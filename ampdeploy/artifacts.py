@@ -19,8 +19,10 @@ SCHEMA_VERSION = 1
 
 MANIFEST = "manifest.json"
 BASELINE = "baseline.safetensors"  # the unpruned model, as loaded
+MOMENTS = "moments.safetensors"  # how the hidden neurons go together, for search and repair
 SCORES = "scores.safetensors"
 WIDTHS = "widths.json"
+REPAIR = "repair.json"  # what the fold and the re-fit did, on images that they did not see
 SLIM = "slim.safetensors"
 DISTILLED = "distilled.safetensors"
 DISTILL = "distill.json"  # loss, rate and weight decay of every step

@@ -40,6 +40,9 @@ def plan(config: BuildConfig) -> list[Stage]:
     a = artifacts
     student = student_artifact(config)
     runnable = runnable_artifacts(config)
+    moments = (a.MOMENTS,) if prune.needs_moments(config) else ()
+    divergence = config.prune.search == "divergence"
+    repaired = config.prune.fold != "none"
     training = Stage(
         name="distill",
         does=f"train the slim model against the original for {config.distill.epochs} epochs",
@@ -71,31 +74,36 @@ def plan(config: BuildConfig) -> list[Stage]:
         ),
         Stage(
             name="score",
-            does="importance of every hidden neuron: one forward and backward",
+            does="rank every hidden neuron: one forward and backward",
             run=prune.score,
             reads=(a.BASELINE,),
             after=("data.calib",),
-            writes=(a.SCORES,),
+            writes=(a.SCORES, *moments),
             options=prune.score_options,
             packages=(*TORCH, *IMAGES),
         ),
         Stage(
             name="search",
-            does="find every block's width, last block first",
+            does="spend the budget where it costs least, and verify it on unseen images"
+            if divergence
+            else "find every block's width by AMP's threshold, last block first",
             run=prune.search,
-            reads=(a.BASELINE, a.SCORES),
+            reads=(a.BASELINE, a.SCORES, *(moments if divergence else ())),
             after=("data.calib",),
             writes=(a.WIDTHS,),
-            options=lambda c: to_json(c.prune),
+            options=prune.search_options,
             packages=(*TORCH, *IMAGES),
         ),
         Stage(
             name="slim",
-            does="remove the pruned neurons physically",
+            does="remove the pruned neurons physically"
+            + (" and repair what is left" if repaired else ""),
             run=prune.slim,
-            reads=(a.BASELINE, a.WIDTHS),
-            writes=(a.SLIM,),
-            packages=("safetensors",),
+            reads=(a.BASELINE, a.WIDTHS, *(moments if repaired else ())),
+            after=("data.calib",) if repaired else (),
+            writes=(a.SLIM, a.REPAIR),
+            options=prune.slim_options,
+            packages=("safetensors", *((*TORCH, *IMAGES) if repaired else ())),
         ),
         *([training] if config.distill.epochs else []),
         Stage(
@@ -133,7 +141,7 @@ def plan(config: BuildConfig) -> list[Stage]:
             name="report",
             does="put it all in one place",
             run=measure.report,
-            reads=(a.BASELINE, student, a.WIDTHS, a.EXPORT, a.EVAL, a.BENCH, *runnable),
+            reads=(a.BASELINE, student, a.WIDTHS, a.REPAIR, a.EXPORT, a.EVAL, a.BENCH, *runnable),
             after=("data", "load"),
             writes=(a.REPORT_JSON, a.REPORT_MD),
             options=lambda c: {"target": c.target, "prune": to_json(c.prune)},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.conftest import CALIB_DATA, TINY
@@ -15,10 +16,12 @@ CLASSES = 4
 
 # Small enough for seconds, large enough for every stage to do real work.
 OPTIONS = [
-    "--calib-images", "16", "--batch", "8", "--micro-batch", "5",
-    "--entropy-threshold", "0.002", "--bench-batches", "1,2", "--bench-seconds", "1",
-    "--threads", "1",
+    "--calib-images", "16", "--micro-batch", "5", "--bench-batches", "1,2",
+    "--bench-seconds", "1", "--threads", "1",
 ]  # fmt: skip
+CUT = 0.2
+DIVERGENCE = ("--params-cut", str(CUT))
+AMP = ("--search", "amp", "--batch", "8", "--entropy-threshold", "0.002")
 
 
 def copy_images(folder: Path) -> tuple[Path, Path]:
@@ -38,19 +41,24 @@ def copy_images(folder: Path) -> tuple[Path, Path]:
     return folder / "train", folder
 
 
-def tiny_weights(path: Path) -> Path:
-    """Random weights of the tiny ViT as a timm checkpoint."""
+def tiny_weights(path: Path, model: str = TINY) -> Path:
+    """Random weights of a tiny ViT as a timm checkpoint."""
     import torch
     from safetensors.torch import save_file
 
     from ampdeploy.models.build import build_model
 
     torch.manual_seed(0)
-    save_file(build_model(TINY).backbone.state_dict(), path)
+    backbone = build_model(model).backbone
+    with torch.no_grad():
+        # As new, biases are all 0 and MLPs contribute next to nothing.
+        for parameter in backbone.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    save_file(backbone.state_dict(), path)
     return path
 
 
-def arguments(folder: Path, out: Path, *more: str) -> list[str]:
+def arguments(folder: Path, out: Path, *more: str, search: Sequence[str] = DIVERGENCE) -> list[str]:
     """`ampdeploy build` on images and weights in `folder`, which are made if need be."""
     if not (folder / "train").exists():
         copy_images(folder)
@@ -58,13 +66,13 @@ def arguments(folder: Path, out: Path, *more: str) -> list[str]:
     return [
         "build", "--model", TINY, "--weights", str(folder / "tiny.safetensors"),
         "--calib", str(folder / "train"), "--eval", str(folder), "--out", str(out),
-        *OPTIONS, *more,
+        *OPTIONS, *search, *more,
     ]  # fmt: skip
 
 
-def prune_arguments(folder: Path, out: Path) -> list[str]:
+def prune_arguments(folder: Path, out: Path, *, search: Sequence[str] = DIVERGENCE) -> list[str]:
     """`ampdeploy prune` with the options of `arguments` that it has."""
-    command = ["prune", *arguments(folder, out)[1:]]
+    command = ["prune", *arguments(folder, out, search=search)[1:]]
     for option in ("--bench-batches", "--bench-seconds", "--threads"):
         position = command.index(option)
         del command[position : position + 2]

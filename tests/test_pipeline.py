@@ -21,8 +21,10 @@ from tests import runs
 # Everything whose bytes depend only on inputs and options, not on the clock.
 DETERMINISTIC = (
     artifacts.BASELINE,
+    artifacts.MOMENTS,
     artifacts.SCORES,
     artifacts.WIDTHS,
+    artifacts.REPAIR,
     artifacts.SLIM,
     artifacts.DISTILLED,
     artifacts.BASELINE_ONNX,
@@ -79,15 +81,54 @@ def test_the_model_is_physically_smaller_and_so_is_its_file(finished):
         assert slim(torch.zeros(1, 3, 160, 160)).features.shape == (1, 64)
 
 
-def test_widths_hold_indices_and_every_candidate(finished):
+def test_widths_hold_indices_and_everything_that_was_tried(finished):
     widths = artifacts.read_json(finished / artifacts.WIDTHS)
     slim = ampdeploy.load_slim(finished / artifacts.SLIM)
     assert [len(b["indices"]) for b in widths["blocks"]] == [b["kept"] for b in widths["blocks"]]
     assert [b["kept"] for b in widths["blocks"]] == [s.hidden for s in slim.spec.sites]
     search = widths["search"]
-    assert len(search["candidates"]) == 6 * 6
-    accepted = [c for c in search["candidates"] if c["accepted"]]
-    assert search["final_value"] == accepted[-1]["value"]
+    assert (search["method"], search["params_cut"], search["width_multiple"]) == (
+        "divergence", runs.CUT, 16,
+    )  # fmt: skip
+    assert [m["block"] for m in search["measurements"]] == list(range(6))
+    assert all(0 < m["measured"]["cosine"] < 1 for m in search["measurements"])
+    tried = search["allocations"]
+    assert [a["exponent"] for a in tried] == [0, 0.5, 1]
+    assert tried[search["chosen"]]["widths"] == [b["kept"] for b in widths["blocks"]]
+    totals = [a["verified"]["cosine"] + a["verified"]["patch_cosine"] for a in tried]
+    assert search["chosen"] == totals.index(min(totals))
+    # 16 images: 8 for the moments, 4 measured, 4 verified; 6 blocks.
+    assert (search["measured_images"], search["verified_images"]) == (4, 4)
+    forwards = 4 * (5 + 1 + 21) + 4 * 6 * 4
+    assert search["block_forwards_per_image"] == pytest.approx(forwards / 16, abs=1e-3)
+
+
+def test_the_budget_is_met_and_the_repair_is_on_record(finished):
+    report = Report.read(finished / artifacts.REPORT_JSON)
+    # Half a grid step: 8 neurons of 129 parameters.
+    cut = 1 - report.pruned.params / report.baseline.params
+    assert cut == pytest.approx(runs.CUT, abs=8 * 129 / report.baseline.params)
+    assert report.method.asked == {"params_cut": runs.CUT}
+    assert report.method.search == "divergence"
+    repair = artifacts.read_json(finished / artifacts.REPAIR)
+    assert repair["method"] == report.method.repair
+    assert (repair["fitted_images"], repair["verified_images"]) == (12, 4)
+    losses = {
+        "least-squares": repair["folded"]["cosine"] + repair["folded"]["patch_cosine"],
+        "refit": repair["refitted"]["cosine"] + repair["refitted"]["patch_cosine"],
+    }
+    assert losses[repair["method"]] == min(losses.values())
+    assert [block["block"] for block in repair["blocks"]] == list(range(6))
+
+
+def test_moments_and_scores_are_those_of_any_other_process(inputs, finished, tmp_path):
+    process = runs.start(runs.prune_arguments(inputs, tmp_path / "run"))
+    _, shown = process.communicate(timeout=300)
+    assert process.returncode == 0, shown
+    ours, theirs = hashes(tmp_path / "run"), hashes(finished)
+    assert artifacts.MOMENTS in ours
+    assert artifacts.SLIM in ours
+    assert ours.items() <= theirs.items()
 
 
 def test_the_report_is_complete(finished):
@@ -129,13 +170,14 @@ def test_dry_run_names_what_would_run_and_writes_nothing(inputs, finished, tmp_p
     assert main(runs.arguments(inputs, out, "--dry-run")) == 0
     assert capsys.readouterr().out.count("would run") == 9
     assert not out.exists()
-    changed = [*runs.arguments(inputs, finished), "--entropy-threshold", "0.5", "--dry-run"]
-    assert main([*changed, "--json"]) == 0
-    stages = json.loads(capsys.readouterr().out)["stages"]
-    states = {stage["name"]: stage["state"] for stage in stages}
-    assert states["load"] == states["score"] == "up to date"
-    assert states["search"] == "would run"
-    assert states["slim"] == states["export"] == "may run"
+    for budget in (("--params-cut", "0.3"), ("--flops-cut", "0.1"), ("--mlp-keep", "0.5")):
+        changed = runs.arguments(inputs, finished, "--dry-run", "--json", search=budget)
+        assert main(changed) == 0
+        stages = json.loads(capsys.readouterr().out)["stages"]
+        states = {stage["name"]: stage["state"] for stage in stages}
+        assert states["load"] == states["score"] == "up to date"
+        assert states["search"] == "would run"
+        assert states["slim"] == states["export"] == "may run"
     # Which images are chosen is only known when the data stage has run.
     changed = [*runs.arguments(inputs, finished), "--eval-images", "16", "--dry-run", "--json"]
     assert main(changed) == 0
@@ -186,7 +228,7 @@ def test_a_new_version_of_a_package_reruns_only_what_uses_it(finished, monkeypat
 
 
 def test_out_of_memory_names_the_options_that_need_less(finished, tmp_path, capsys, monkeypatch):
-    from ampdeploy.prune import score
+    from ampdeploy.prune import moments
 
     def too_large(*_arguments, **_options):
         torch.empty(1 << 60)  # the allocator's own error
@@ -194,7 +236,7 @@ def test_out_of_memory_names_the_options_that_need_less(finished, tmp_path, caps
     run = tmp_path / "run"
     shutil.copytree(finished, run)
     (run / artifacts.SCORES).unlink()
-    monkeypatch.setattr(score, "importance", too_large)
+    monkeypatch.setattr(moments, "collect", too_large)
     assert main(["export", str(run)]) == 1
     shown = capsys.readouterr().err
     assert "stage 'score' ran out of memory" in shown
@@ -261,7 +303,7 @@ def test_python_api_and_torch_target(inputs, tmp_path):
             model=ModelConfig(name=runs.TINY, weights=str(inputs / "tiny.safetensors")),
             data=DataConfig(calib=images, calib_images=8),
             target="torch",
-            prune=PruneConfig(criterion="cross-entropy", batch_size=8),
+            prune=PruneConfig(search="amp", criterion="cross-entropy", batch_size=8),
             bench=BenchConfig(batch_sizes=(1,), min_runs=5, max_seconds=0.5),
             out=tmp_path / "api",
         )

@@ -12,7 +12,10 @@ from typing import Any, TypeVar
 import click
 
 from ampdeploy.config import (
+    BUDGETS,
     CRITERIA,
+    DEFAULT_PARAMS_CUT,
+    REPAIRS,
     BenchConfig,
     BuildConfig,
     DataConfig,
@@ -109,19 +112,44 @@ data_options = stack(
 
 prune_options = stack(
     click.option(
-        "--criterion", default="entropy", show_default=True, help=" or ".join(CRITERIA) + "."
+        "--params-cut", type=float,
+        help=f"Share of the parameters to remove, e.g. 0.4. Default: {DEFAULT_PARAMS_CUT}.",
+    ),
+    click.option("--flops-cut", type=float, help="Share of the FLOPs to remove."),
+    click.option("--mlp-keep", type=float, help="Share of all hidden MLP neurons to keep."),
+    click.option(
+        "--width-multiple", type=int,
+        help="Widths are multiples of this. Default: 64 for GPU targets, 16 for CPU.",
+    ),
+    click.option(
+        "--min-width", type=int, help="No block gets narrower. Default: the multiple."
+    ),
+    click.option(
+        "--repair",
+        help=" or ".join(REPAIRS) + ": what makes up for the pruned neurons. Default: refit; "
+        "none for --search amp.",
+    ),
+    click.option(
+        "--search", default="divergence", show_default=True,
+        help="divergence: meet the budget with the least loss. amp: the published threshold "
+        "search, which the next four options belong to.",
+    ),
+    click.option(
+        "--criterion", help=f"amp: {' or '.join(CRITERIA)}. Default: {CRITERIA[0]}."
+    ),
+    click.option(
+        "--entropy-threshold", "threshold", type=float,
+        help="amp: how much the criterion may rise per block (dE). Default: published for the "
+        "model.",
+    ),
+    click.option(
+        "--batch", "batch_size", type=int,
+        help="amp: images the criterion compares with each other (B). Default: "
+        f"{PruneConfig.batch_size}.",
     ),
     click.option(
         "--inv-temperature", type=float,
         help="1 / tau of the similarity softmax. Default: published for the model.",
-    ),
-    click.option(
-        "--entropy-threshold", "threshold", type=float,
-        help="How much the criterion may rise per block (dE). Default: published for the model.",
-    ),
-    click.option(
-        "--batch", "batch_size", type=int, default=64, show_default=True,
-        help="Images the criterion compares with each other (B).",
     ),
     click.option(
         "--micro-batch", type=int, default=8, show_default=True,
@@ -129,6 +157,15 @@ prune_options = stack(
     ),
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
 )  # fmt: skip
+
+# Options that only AMP's search reads, by their name in `PruneConfig`.
+_AMP_OPTIONS = {
+    "criterion": "--criterion",
+    "threshold": "--entropy-threshold",
+    "batch_size": "--batch",
+}
+# Options that both read.
+_PRUNE_OPTIONS = ("search", "width_multiple", "min_width", "repair", "inv_temperature")
 
 run_options = stack(
     click.option("--out", type=FOLDER, help="Run directory. Default: runs/<model>-<target>."),
@@ -166,10 +203,19 @@ def build_config(options: dict[str, Any]) -> BuildConfig:
             "folder of images like those it will see."
         )
     name, device = options["model"], options["device"]
-    # What was not given is what AMP publishes for the model.
-    published = {
-        key: options[key] for key in ("inv_temperature", "threshold") if options[key] is not None
+    # What was not given is the config's default, or what AMP publishes for the model.
+    given = {
+        key: options[key]
+        for key in (*BUDGETS, *_AMP_OPTIONS, *_PRUNE_OPTIONS)
+        if options[key] is not None
     }
+    if options["search"] == "divergence":
+        for key, option in _AMP_OPTIONS.items():
+            if key in given:
+                raise ConfigError(
+                    f"{option} belongs to AMP's threshold search. Add --search amp, or leave it "
+                    "out."
+                )
     return BuildConfig(
         model=ModelConfig(name=name, weights=options["weights"], image_size=options["image_size"]),
         data=DataConfig(
@@ -181,12 +227,7 @@ def build_config(options: dict[str, Any]) -> BuildConfig:
         ),
         target=options.get("target", "ort"),
         prune=PruneConfig.for_model(
-            name,
-            criterion=options["criterion"],
-            batch_size=options["batch_size"],
-            micro_batch_size=options["micro_batch"],
-            device=device,
-            **published,
+            name, micro_batch_size=options["micro_batch"], device=device, **given
         ),
         distill=DistillConfig.for_model(
             name, epochs=options.get("distill_epochs", 0), device=device, seed=options["seed"]

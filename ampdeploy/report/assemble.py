@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ampdeploy import __version__
-from ampdeploy.config import BuildConfig
+from ampdeploy.config import BuildConfig, PruneConfig
 from ampdeploy.report.codec import from_plain
 from ampdeploy.report.result import (
     BlockWidth,
@@ -26,6 +26,8 @@ from ampdeploy.report.result import (
 )
 
 NO_ENERGY = "this version measures energy on no target"
+# What the divergence search minimises.
+LOSS_OF_COSINE = "loss of cosine"
 
 
 def assemble(
@@ -34,6 +36,7 @@ def assemble(
     images: Mapping[str, Any],
     weights: Mapping[str, Any],
     widths: Mapping[str, Any],
+    repair: Mapping[str, Any],
     export: Mapping[str, Any],
     evaluation: Mapping[str, Any],
     bench: Mapping[str, Any],
@@ -48,6 +51,7 @@ def assemble(
         images: Facts of the data stage.
         weights: Provenance of the dense weights.
         widths: `widths.json`.
+        repair: `repair.json`.
         export: `export.json`.
         evaluation: `eval.json`.
         bench: `bench.json`.
@@ -93,10 +97,10 @@ def assemble(
         ),
         data=Data(calib=_dataset(images["calib"]), eval=_dataset(images["queries"])),
         method=Method(
-            criterion=config.prune.criterion,
-            inv_temperature=config.prune.inv_temperature,
-            threshold=config.prune.threshold,
-            batch_size=config.prune.batch_size,
+            search=config.prune.search,
+            asked=_asked(config.prune),
+            criterion=config.prune.criterion if config.prune.search == "amp" else LOSS_OF_COSINE,
+            repair=repair["method"],
             distill_epochs=config.distill.epochs,
             widths=tuple(
                 BlockWidth(block=b["block"], hidden=b["hidden"], kept=b["kept"])
@@ -115,6 +119,14 @@ def assemble(
         stages_seconds=dict(stages_seconds),
         why={} if threads else {"threads": "the runtime's own default"},
     )
+
+
+def _asked(prune: PruneConfig) -> dict[str, float]:
+    if prune.search == "amp":
+        names = ("threshold", "batch_size", "inv_temperature")
+        return {name: getattr(prune, name) for name in names}
+    kind, value = prune.budget
+    return {kind: value}
 
 
 def _measured(

@@ -118,10 +118,15 @@ class BlockWidth:
 class Method:
     """How the model was made smaller."""
 
+    search: str
+    """``divergence``, or ``amp`` as published."""
+    asked: dict[str, float]
+    """The budget, e.g. params_cut, or AMP's threshold, batch_size and inv_temperature."""
     criterion: str
-    inv_temperature: float
-    threshold: float
-    batch_size: int
+    """What the search bounds or minimises."""
+    repair: str
+    """What made up for the pruned neurons, as it is in the model: ``refit``, ``least-squares``,
+    ``mean-shift`` or ``none``."""
     distill_epochs: int
     widths: tuple[BlockWidth, ...]
 

@@ -89,6 +89,33 @@ def calibration_images(run: Run) -> ImageSet:
     return images.first(whole)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CalibrationParts:
+    """The calibration images by what they do, see `prune.compress.Split`."""
+
+    fit: ImageSet
+    measure: ImageSet
+    verify: ImageSet
+    refit: ImageSet
+    """`fit` and `measure`."""
+
+
+def calibration_parts(run: Run) -> CalibrationParts:
+    """The calibration images, shared out."""
+    from ampdeploy.data.folder import ImageSet
+    from ampdeploy.prune.compress import split_calibration
+
+    images = ImageSet.from_json(run.facts("data")["calib"])
+    split = split_calibration(len(images))
+    seen = split.fit + split.measure
+    return CalibrationParts(
+        fit=images.first(split.fit),
+        measure=images.first(seen).after(split.fit),
+        verify=images.after(seen),
+        refit=images.first(seen),
+    )
+
+
 def checkpoint(run: Run, artifact: str) -> VisionModel:
     """The model in a checkpoint of the run, on the device that prunes."""
     from ampdeploy.checkpoint import load_model

@@ -30,7 +30,7 @@ def data_options(config: BuildConfig) -> dict[str, Any]:
     signatures = [folder_signature(folder) for folder in folders if folder]
     return {
         **to_json(config.data),
-        "batch_size": config.prune.batch_size,
+        "fewest_images": config.prune.fewest_images,
         "signatures": signatures,
     }
 
@@ -45,7 +45,7 @@ def data(run: Run) -> dict[str, Any]:
         config.calib,
         limit=config.calib_images + spare,
         seed=config.seed,
-        minimum=run.config.prune.batch_size,
+        minimum=run.config.prune.fewest_images,
     )
     calib = found.first(config.calib_images)
     bank = None

@@ -97,6 +97,7 @@ def report(run: Run) -> dict[str, Any]:
         images=run.facts("data"),
         weights=run.facts("load")["weights"],
         widths=artifacts.read_json(run.path(artifacts.WIDTHS)),
+        repair=artifacts.read_json(run.path(artifacts.REPAIR)),
         export=artifacts.read_json(run.path(artifacts.EXPORT)),
         evaluation=artifacts.read_json(run.path(artifacts.EVAL)),
         bench=artifacts.read_json(run.path(artifacts.BENCH)),

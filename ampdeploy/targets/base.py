@@ -160,6 +160,8 @@ class Target(ABC):
     """What `--target` calls it."""
     artifact_suffixes: ClassVar[tuple[str, ...]]
     """File suffixes that it opens."""
+    width_multiple: ClassVar[int]
+    """Widths that are multiples of this make full use of its matrix kernels."""
 
     @abstractmethod
     def check(self) -> None:

@@ -66,6 +66,7 @@ class OrtTarget(Target):
 
     name: ClassVar[str] = "ort"
     artifact_suffixes: ClassVar[tuple[str, ...]] = (".onnx",)
+    width_multiple: ClassVar[int] = 16  # SIMD lanes
     providers: ClassVar[tuple[str, ...]] = (CPU,)
 
     def check(self) -> None:
@@ -80,4 +81,5 @@ class OrtCudaTarget(OrtTarget):
     """ONNX Runtime on an NVIDIA GPU; never quietly on the CPU instead."""
 
     name: ClassVar[str] = "ort-cuda"
+    width_multiple: ClassVar[int] = 64  # tensor core tiles
     providers: ClassVar[tuple[str, ...]] = (CUDA,)

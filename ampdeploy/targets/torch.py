@@ -63,6 +63,7 @@ class TorchTarget(Target):
 
     name: ClassVar[str] = "torch"
     artifact_suffixes: ClassVar[tuple[str, ...]] = (".safetensors",)
+    width_multiple: ClassVar[int] = 16  # SIMD lanes
     device: ClassVar[str] = "cpu"
 
     def check(self) -> None:
@@ -83,6 +84,7 @@ class TorchCudaTarget(TorchTarget):
     """PyTorch on an NVIDIA GPU; never quietly on the CPU instead."""
 
     name: ClassVar[str] = "torch-cuda"
+    width_multiple: ClassVar[int] = 64  # tensor core tiles
     device: ClassVar[str] = "cuda"
 
     def check(self) -> None:

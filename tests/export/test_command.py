@@ -15,12 +15,7 @@ def run(tmp_path_factory):
     """A run directory with a slim model and no export yet."""
     folder = tmp_path_factory.mktemp("images")
     out = folder / "run"
-    runs.arguments(folder, out)  # makes images and weights
-    assert main([
-        "prune", "--model", runs.TINY, "--weights", str(folder / "tiny.safetensors"),
-        "--calib", str(folder / "train"), "--eval", str(folder), "--out", str(out),
-        "--calib-images", "16", "--batch", "8", "-q",
-    ]) == 0  # fmt: skip
+    assert main([*runs.prune_arguments(folder, out), "-q"]) == 0
     return out
 
 

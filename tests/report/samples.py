@@ -124,10 +124,10 @@ def sample_report(**changes: Any) -> Report:
             eval=Dataset(name="val", sha256="c" * 64, images=256, skipped={}),
         ),
         method=Method(
-            criterion="entropy",
-            inv_temperature=20.0,
-            threshold=0.01,
-            batch_size=64,
+            search="divergence",
+            asked={"params_cut": 0.25},
+            criterion="loss of cosine",
+            repair="refit",
             distill_epochs=0,
             widths=(
                 BlockWidth(block=0, hidden=1536, kept=1536),

@@ -153,6 +153,23 @@ def test_speed_without_interval_is_not_established():
     assert "4 pairs only" in speed_verdict("1", ratio)
 
 
+def test_the_method_is_said_with_what_was_asked():
+    text = render_markdown(sample_report())
+    assert "Search `divergence` on loss of cosine, params_cut 0.25; repair `refit`;" in text
+    published = dataclasses.replace(
+        sample_report().method,
+        search="amp",
+        asked={"threshold": 0.005, "batch_size": 64, "inv_temperature": 20.0},
+        criterion="entropy",
+        repair="none",
+    )
+    text = render_markdown(sample_report(method=published))
+    assert (
+        "Search `amp` on entropy, threshold 0.005, batch_size 64, inv_temperature 20.0; "
+        "repair `none`;" in text
+    )
+
+
 @pytest.mark.parametrize(
     ("p1", "epochs", "expected"),
     [
