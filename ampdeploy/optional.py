@@ -23,6 +23,9 @@ _EXTRA_OF = {
     "onnx": "cpu",
     "onnxscript": "cpu",
     "onnxruntime": "cpu",
+    "matplotlib": "bench",
+    "skimage": "bench",
+    "torch_pruning": "bench",
     "tensorrt": "trt",
     "tensorrt_rtx": "trt-rtx",
 }
