@@ -119,10 +119,11 @@ class PruneConfig:
     repair: str | None = None
     """``refit``: least-squares fold, then the sequential re-fit where it pays. ``fold``: the
     least-squares fold alone. ``mean-shift``: biases only. ``none``: as published. None: ``refit``
-    for the divergence search, ``none`` for AMP's."""
+    for the divergence search, ``none`` for AMP's. Neurons are ranked for the fold whatever is
+    chosen here."""
     criterion: str = "entropy"
     inv_temperature: float = 20.0
-    """1 / tau of the similarity softmax."""
+    """1 / tau of the similarity softmax: AMP's criterion, and the KL that is reported."""
     batch_size: int = 64
     """B of the criterion: how many images are compared with each other. E is at most log B."""
     micro_batch_size: int = 8
@@ -165,6 +166,12 @@ class PruneConfig:
                 f"{options[0]} asks for a size, which AMP's threshold search cannot meet: how "
                 "small the model gets follows from --entropy-threshold. Leave out --search amp."
             )
+        for name in ("width_multiple", "min_width"):
+            if self.search == "amp" and getattr(self, name) is not None:
+                raise ConfigError(
+                    f"--{name.replace('_', '-')} shapes a budget, which AMP's threshold search "
+                    "does not have: its grid is hidden / 2**steps. Leave out one of the two."
+                )
         for name, option in zip(given, options, strict=True):
             value = getattr(self, name)
             if not 0 < value < 1:
@@ -185,11 +192,15 @@ class PruneConfig:
         return REPAIRS[str(self.repair)]
 
     @property
+    def needs_moments(self) -> bool:
+        """Whether anything looks at how hidden neurons go together."""
+        return self.search == "divergence" or self.fold != "none"
+
+    @property
     def fewest_images(self) -> int:
         """Calibration images that cannot be done without."""
-        shared_out = self.search == "divergence" or self.fold != "none"
         return max(
-            4 * HELD_OUT_IMAGES[0] if shared_out else 0,
+            4 * HELD_OUT_IMAGES[0] if self.needs_moments else 0,
             self.batch_size if self.search == "amp" else 0,
         )
 
@@ -402,6 +413,10 @@ def from_json(data: dict[str, Any]) -> BuildConfig:
     Raises:
         ConfigError: An option this version does not know, or a value it refuses.
     """
+
+    if "prune" in data and "search" not in data["prune"]:
+        # Written when AMP's was the only search: it is not to be rebuilt with another one.
+        data = {**data, "prune": {"search": "amp", **data["prune"]}}
 
     def restore(name: str, value: Any) -> Any:
         if name in _PARTS:

@@ -40,7 +40,7 @@ def plan(config: BuildConfig) -> list[Stage]:
     a = artifacts
     student = student_artifact(config)
     runnable = runnable_artifacts(config)
-    moments = (a.MOMENTS,) if prune.needs_moments(config) else ()
+    moments = (a.MOMENTS,) if config.prune.needs_moments else ()
     divergence = config.prune.search == "divergence"
     repaired = config.prune.fold != "none"
     training = Stage(

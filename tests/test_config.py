@@ -151,3 +151,19 @@ def test_strings_are_taken_as_paths():
     data = DataConfig(calib="c", eval="e")
     assert (data.calib, data.eval) == (Path("c"), Path("e"))
     assert build_config(out="o").folder == Path("o")
+
+
+@pytest.mark.parametrize("option", ["width_multiple", "min_width"])
+def test_amps_search_has_no_grid_of_its_own(option):
+    with pytest.raises(ConfigError, match=option.replace("_", "-")):
+        PruneConfig(search="amp", **{option: 16})
+
+
+def test_a_run_from_before_there_were_budgets_stays_amps():
+    config = BuildConfig(
+        model=ModelConfig(name="dinov2_s"), data=DataConfig(calib=Path("images")), out=Path("run")
+    )
+    data = to_json(config)
+    for name in ("search", "params_cut", "flops_cut", "mlp_keep", "repair"):
+        del data["prune"][name]
+    assert (from_json(data).prune.search, from_json(data).prune.repair) == ("amp", "none")

@@ -132,7 +132,7 @@ prune_options = stack(
     click.option(
         "--search", default="divergence", show_default=True,
         help="divergence: meet the budget with the least loss. amp: the published threshold "
-        "search, which the next four options belong to.",
+        "search, which the next three options belong to.",
     ),
     click.option(
         "--criterion", help=f"amp: {' or '.join(CRITERIA)}. Default: {CRITERIA[0]}."
@@ -252,6 +252,7 @@ def keep_the_rest(config: BuildConfig) -> BuildConfig:
     before = rerun_config(config.folder)
     return dataclasses.replace(
         config,
+        out=config.folder,
         target=before.target,
         distill=before.distill,
         export=before.export,

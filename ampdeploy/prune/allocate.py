@@ -15,10 +15,9 @@ from ampdeploy.prune.budget import Budget
 
 
 def allocate(curves: Sequence[np.ndarray], budget: Budget) -> list[int]:
-    """Widths of least total error whose sum is as near to `budget.neurons` as the grid allows.
+    """Widths of least total error whose sum is within half a grid step of `budget.neurons`.
 
-    Of two sums equally near, the larger is taken. Where every dense width lies on the grid, the
-    sum is at most half a grid step away.
+    Where no sum is that near (blocks at their limits), the nearest one counts.
 
     Args:
         curves: Per block, (H + 1,) error with k neurons kept, as `select.error_curve` gives it.
@@ -48,7 +47,10 @@ def allocate(curves: Sequence[np.ndarray], budget: Budget) -> list[int]:
         picks.append(pick)
     reachable = np.flatnonzero(np.isfinite(best))
     distance = np.abs(reachable * unit - budget.neurons)
-    total = int(reachable[distance == distance.min()].max())
+    # Dense widths off the grid make sums between the grid's. The very nearest would force blocks to
+    # stay dense; within half a step all meet the budget, and of those the cheapest is taken.
+    near = reachable[distance <= max(distance.min(), budget.multiple / 2)]
+    total = int(min(near, key=lambda position: (best[position], -position)))
     result = []
     for pick in reversed(picks):
         width = int(pick[total])

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
-from pathlib import Path
 
-import psutil
 import torch
 from torch import Tensor
 
+from ampdeploy.models.device import free_memory
 from ampdeploy.models.vision import BlockState, VisionModel
 from ampdeploy.progress import log
 
@@ -79,19 +77,4 @@ def _stride(depth: int, bytes_per_block: int, budget_bytes: int) -> int:
 
 def memory_budget(device: torch.device) -> int:
     """Bytes that cached block inputs may take on `device` at this moment."""
-    if device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0]
-    else:
-        free = min(psutil.virtual_memory().available, _container_memory())
-    return int(free * CACHE_SHARE)
-
-
-def _container_memory() -> int:
-    """Bytes that this container may still take (cgroup v2), which the host's figures do not say."""
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit = (group / "memory.max").read_text().strip()
-        used = int((group / "memory.current").read_text())
-    except (OSError, ValueError):
-        return sys.maxsize
-    return max(int(limit) - used, 0) if limit.isdigit() else sys.maxsize
+    return int(free_memory(device) * CACHE_SHARE)

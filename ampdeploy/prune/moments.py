@@ -25,7 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ampdeploy.errors import VerificationError
+from ampdeploy.errors import AmpDeployError, VerificationError
+from ampdeploy.models.device import free_memory
 from ampdeploy.models.vision import Features, VisionModel
 from ampdeploy.progress import task
 
@@ -81,6 +82,7 @@ class _Sums:
         total = float(self.weight)
         offset = self.first / total
         covariance = self.second.double() / total - torch.outer(offset, offset)
+        del self.second  # as large as the result: not both for all blocks at once
         if not bool(torch.isfinite(covariance).all()):
             raise VerificationError(
                 f"{name}: activations or gradients are NaN or infinite on the calibration images. "
@@ -165,6 +167,19 @@ def _projection(features: Features, generator: torch.Generator) -> Tensor:
     return total
 
 
+def _check_memory(model: VisionModel, device: torch.device) -> None:
+    """Refuse early what cannot end well: the moments of all blocks are held at once."""
+    width = model.spec.feature_dim
+    needed = sum(4 * (site.hidden**2 + width**2) for site in model.spec.sites)
+    free = free_memory(device)
+    if needed > free:
+        raise AmpDeployError(
+            f"the moments of {model.spec.name}'s {model.spec.depth} blocks take "
+            f"{needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free on {device}. Use a machine "
+            "or --device with more memory, or --search amp, which needs none."
+        )
+
+
 def collect(
     model: VisionModel,
     batches: Iterable[Tensor],
@@ -190,9 +205,11 @@ def collect(
         One entry per block, first to last, on the model's device.
 
     Raises:
+        AmpDeployError: The moments do not fit into memory.
         VerificationError: There were no images, or an activation is not finite.
     """
     device = next(model.parameters()).device
+    _check_memory(model, device)
     trained = [(p, p.requires_grad) for p in model.parameters()]
     collector = _Collector(model, sensitivity=sensitivity)
     # On the CPU, so that every device projects alike.
@@ -206,6 +223,7 @@ def collect(
                     features = model(batch.to(device))
                     if sensitivity:
                         _projection(features, generator).backward()
+                del features  # and with it the graph, before the next one is built
                 images += len(batch)
                 progress.advance(len(batch))
     finally:

@@ -31,6 +31,9 @@ from ampdeploy.prune.slim import put_linears
 # the target holds the errors of all blocks before, most of which this block cannot see.
 RIDGE = 0.1
 
+# Variances above this multiple of the median count as much as that in their mean.
+OUTLIER = 1000.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class BlockRefit:
@@ -73,6 +76,10 @@ class _LeastSquares:
         covariance = self.hh.double() / self.count - torch.outer(mean_h, mean_h)
         cross = self.rh.double() / self.count - torch.outer(mean_r, mean_h)
         variance = covariance.diagonal().clamp(min=0)
+        # A few outlier channels must not set the ridge of all the others.
+        moving = variance[variance > 0]
+        if len(moving):
+            variance = variance.clamp(max=OUTLIER * moving.median())
         penalty = ridge * variance.mean().clamp(min=torch.finfo(torch.float64).tiny)
         identity = torch.eye(len(variance), dtype=torch.float64, device=variance.device)
         factor = torch.linalg.cholesky(covariance + penalty * identity)
@@ -144,15 +151,16 @@ def refit(
     trace = []
     with task("re-fit", model.spec.depth) as progress:
         for block in range(model.spec.depth):
-            theirs = [dense.run_block(block, state) for state in theirs]
+            for index, state in enumerate(theirs):
+                theirs[index] = dense.run_block(block, state)
             scale = _tail_scale(model, block, ours[0])
             before = None
             if scale is not None:
                 before = _refit_block(model, block, ours, theirs, scale, ridge)
-            ours = [model.run_block(block, state) for state in ours]
             error = _RelativeError(device)
-            for mine, their in zip(ours, theirs, strict=True):
-                error.add(their.tokens - mine.tokens, their.tokens)
+            for index, (mine, their) in enumerate(zip(ours, theirs, strict=True)):
+                ours[index] = model.run_block(block, mine)
+                error.add(their.tokens - ours[index].tokens, their.tokens)
             after = error.value
             if not math.isfinite(after):
                 raise _not_finite(block)

@@ -21,13 +21,15 @@ from ampdeploy.prune.slim import put_linears, site_linears
 
 @dataclass(frozen=True, kw_only=True)
 class Repair:
-    """What the repair did, judged on images that it did not see."""
+    """What the repair did, judged on images that it was not fitted on."""
 
     method: str
     """``refit``, ``least-squares``, ``mean-shift`` or ``none``: what the model now has."""
     folded: Divergence
     refitted: Divergence | None
     """None where no re-fit was asked for."""
+    mean_shifted: tuple[int, ...]
+    """Blocks with too few calibration tokens for least squares: only the mean was made up for."""
     blocks: tuple[BlockRefit, ...]
     block_forwards: int
     """Deterministic cost: one image through one block counts 1."""
@@ -44,7 +46,7 @@ def slim_and_repair(
 ) -> tuple[VisionModel, Repair]:
     """The slim model, folded and re-fitted as `config.repair` says.
 
-    The re-fit is kept only where it brings the features of unseen images closer.
+    The re-fit is kept only where it brings the features of other images closer.
 
     Args:
         dense: Unchanged afterwards.
@@ -59,8 +61,7 @@ def slim_and_repair(
     reference = [dense(batch) for batch in verify]
     model = fold(copy.deepcopy(dense), kept, moments, method=config.fold)
 
-    if config.fold == "least-squares":
-        _warn_of_poor_moments(kept, moments)
+    shifted = _poor_blocks(kept, moments) if config.fold == "least-squares" else ()
 
     def judge() -> Divergence:
         return divergence(reference, [model(batch) for batch in verify], config.inv_temperature)
@@ -70,7 +71,12 @@ def slim_and_repair(
     forwards = 2 * depth * sum(len(batch) for batch in verify)
     if config.repair != "refit":
         return model, Repair(
-            method=config.fold, folded=folded, refitted=None, blocks=(), block_forwards=forwards
+            method=config.fold,
+            folded=folded,
+            refitted=None,
+            mean_shifted=shifted,
+            blocks=(),
+            block_forwards=forwards,
         )
     before = [site_linears(model.backbone, site) for site in model.spec.sites]
     fitted = 0
@@ -86,8 +92,8 @@ def slim_and_repair(
     method = "refit"
     if not refitted.total < folded.total:  # NaN does not pay either
         log.info(
-            "        the re-fit does not pay on unseen images (loss of cosine %.4f, folded %.4f); "
-            "the fold is kept",
+            "        the re-fit does not pay on other images (loss of cosine of pooled "
+            "and patch features %.4f, folded %.4f); the fold is kept",
             refitted.total,
             folded.total,
         )
@@ -102,17 +108,19 @@ def slim_and_repair(
         method=method,
         folded=folded,
         refitted=refitted,
+        mean_shifted=shifted,
         blocks=tuple(blocks),
         block_forwards=forwards,
     )
 
 
-def _warn_of_poor_moments(kept: Sequence[Tensor], moments: Sequence[BlockMoments]) -> None:
-    poor = [
+def _poor_blocks(kept: Sequence[Tensor], moments: Sequence[BlockMoments]) -> tuple[int, ...]:
+    """Blocks that the fold only shifts, said in the log."""
+    poor = tuple(
         index
         for index, (indices, block) in enumerate(zip(kept, moments, strict=True))
         if too_poor(block, indices)
-    ]
+    )
     if poor:
         log.warning(
             "%d tokens of calibration images cannot settle the %d neurons of block %s; there only "
@@ -121,3 +129,4 @@ def _warn_of_poor_moments(kept: Sequence[Tensor], moments: Sequence[BlockMoments
             len(kept[poor[0]]),
             ", ".join(map(str, poor)),
         )
+    return poor

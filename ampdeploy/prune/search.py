@@ -4,8 +4,8 @@
    (`select.error_curve`), and the budget is spent where it costs least (`allocate`).
 2. Each block alone, folded at the width it got, is put into the dense model, and the divergence of
    the output is measured, from that block's cached input on, on images that the moments do not
-   hold: the fold fits its own too well. Measured over
-   predicted says what the prediction missed, such as errors that add up over tokens.
+   hold: the fold fits its own too well. Measured over predicted says what the prediction missed,
+   such as errors that add up over tokens.
 3. The curves are corrected by that ratio, in full, by half (its square root) or not at all: a full
    correction is right for small cuts, where blocks do not disturb each other; for large ones it
    makes early blocks too narrow, whose errors all later blocks then see.
@@ -15,6 +15,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from ampdeploy.config import PruneConfig
+from ampdeploy.errors import VerificationError
 from ampdeploy.models.vision import BlockState, Features, VisionModel
 from ampdeploy.progress import task
 from ampdeploy.prune.allocate import allocate
@@ -120,6 +122,12 @@ def search(
                 fold(model, _kept(scores, widths), moments, method=method)
                 pruned = [model(batch.to(device)) for batch in verify]
             found = divergence(dense, pruned, config.inv_temperature)
+            if not math.isfinite(found.total):
+                raise VerificationError(
+                    f"a folded model with widths {widths} gives features that are not finite. "
+                    "Check the weights with `ampdeploy eval` in float32, or use --repair "
+                    "mean-shift."
+                )
             allocations.append(Allocation(exponent=exponent, widths=tuple(widths), verified=found))
             progress.advance()
     best = min(range(len(allocations)), key=lambda index: allocations[index].verified.total)

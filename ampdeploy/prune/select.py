@@ -150,7 +150,9 @@ def error_curve(
     """
     order = order.to(weight.device)
     factor = shrunk_factor(moments.covariance[order][:, order], shrinkage)
-    explained = (metric_weight(weight, moments.metric)[:, order] @ factor).square().sum(dim=0)
+    output = weight.double()[:, order] @ factor
+    weighed = output if moments.metric is None else moments.metric.double() @ output
+    explained = (output * weighed).sum(dim=0).clamp(min=0)
     missing = explained.flip(0).cumsum(0).flip(0) / 2
     return torch.cat([missing, missing.new_zeros(1)]).cpu()
 

@@ -15,7 +15,7 @@ from ampdeploy.artifacts import read_json, write_text
 from ampdeploy.errors import ArtifactError
 from ampdeploy.report.codec import from_plain, to_plain
 
-SCHEMA_VERSION = 1  # of report.json; raise it when a field changes
+SCHEMA_VERSION = 2  # of report.json; raise it when a field changes
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ampdeploy.run import Run
 
 # Without --eval, this many images that calibration did not draw are kept for judging.
-HELD_OUT_IMAGES = 256
+JUDGE_IMAGES = 256
 # Fewer than this say nothing about a 1st percentile.
 MIN_EVAL_IMAGES = 16
 
@@ -40,7 +40,7 @@ def data(run: Run) -> dict[str, Any]:
     from ampdeploy.data.folder import scan_eval, scan_folder
 
     config = run.config.data
-    spare = 0 if config.eval else HELD_OUT_IMAGES
+    spare = 0 if config.eval else JUDGE_IMAGES
     found = scan_folder(
         config.calib,
         limit=config.calib_images + spare,

@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from ampdeploy import artifacts
-from ampdeploy.config import BuildConfig, PruneConfig, to_json
+from ampdeploy.config import BuildConfig, PruneConfig
 from ampdeploy.progress import log
 from ampdeploy.stages.common import calibration_images, calibration_parts, checkpoint
 
@@ -16,22 +16,16 @@ if TYPE_CHECKING:
 
     from ampdeploy.data.folder import ImageSet
     from ampdeploy.models.vision import VisionModel
-    from ampdeploy.prune.divergence import Divergence
     from ampdeploy.prune.moments import BlockMoments
     from ampdeploy.prune.repair import Repair
     from ampdeploy.run import Run
-
-
-def needs_moments(config: BuildConfig) -> bool:
-    """Whether the build looks at how hidden neurons go together."""
-    return config.prune.search == "divergence" or config.prune.fold != "none"
 
 
 def score_options(config: BuildConfig) -> dict[str, Any]:
     prune = config.prune
     options = {
         "search": prune.search,
-        "moments": needs_moments(config),
+        "moments": prune.needs_moments,
         "micro_batch_size": prune.micro_batch_size,
         "device": prune.device,
     }
@@ -58,7 +52,7 @@ def score(run: Run) -> dict[str, Any]:
     images = calibration_parts(run).fit
     facts: dict[str, Any] = {"images": len(images), "seed": run.config.data.seed}
     moments = None
-    if needs_moments(run.config):
+    if config.needs_moments:
         batches = iter_batches(images, model.spec, config.micro_batch_size)
         moments = collect(model, batches, count=len(images))
         _write_moments(run, model, moments)
@@ -118,13 +112,27 @@ def _read_moments(run: Run, model: VisionModel) -> list[BlockMoments]:
 
 
 def search_options(config: BuildConfig) -> dict[str, Any]:
-    options = to_json(config.prune)
-    if config.prune.search == "divergence":
-        for name in ("criterion", "threshold", "batch_size", "steps"):
-            del options[name]
-        kind, value = config.prune.budget
-        options |= {kind: value, "width_multiple": config.width_multiple}
-    return options
+    prune = config.prune
+    options = {
+        "search": prune.search,
+        "inv_temperature": prune.inv_temperature,
+        "micro_batch_size": prune.micro_batch_size,
+        "device": prune.device,
+    }
+    if prune.search == "amp":
+        return options | {
+            "criterion": prune.criterion,
+            "batch_size": prune.batch_size,
+            "threshold": prune.threshold,
+            "steps": prune.steps,
+        }
+    kind, value = prune.budget
+    return options | {
+        kind: value,
+        "width_multiple": config.width_multiple,
+        "min_width": prune.min_width,
+        "fold": prune.fold,
+    }
 
 
 def search(run: Run) -> dict[str, Any]:
@@ -146,6 +154,7 @@ def search(run: Run) -> dict[str, Any]:
     if config.search != "amp":  # AMP's search has slimmed the model along the way
         slim_model(model, kept)
     params = count_params(model)
+    options = search_options(run.config)
     artifacts.write_json(
         run.path(artifacts.WIDTHS),
         {
@@ -167,7 +176,7 @@ def search(run: Run) -> dict[str, Any]:
                 "params_dense": dense_params,
                 "params": params,
             },
-            "search": {"method": config.search, **search_options(run.config), **trace},
+            "search": {"method": options.pop("search"), **options, **trace},
         },
     )
     log.info(
@@ -238,7 +247,10 @@ def slim_options(config: BuildConfig) -> dict[str, Any]:
     prune = config.prune
     options: dict[str, Any] = {"repair": prune.repair, "device": prune.device}
     if prune.fold != "none":
-        options["micro_batch_size"] = prune.micro_batch_size
+        options |= {
+            "micro_batch_size": prune.micro_batch_size,
+            "inv_temperature": prune.inv_temperature,
+        }
     return options
 
 
@@ -283,10 +295,8 @@ def slim(run: Run) -> dict[str, Any]:
 
 
 def _describe(repair: Repair) -> str:
-    def loss(divergence: Divergence) -> str:
-        return f"{divergence.cosine:.4f}"
-
-    text = f"loss of cosine on unseen calibration images: {loss(repair.folded)} folded"
+    text = f"loss of cosine on held-back calibration images: {repair.folded.cosine:.4f} folded"
     if repair.refitted is not None:
-        text += f", {loss(repair.refitted)} re-fitted"
+        kept = "" if repair.method == "refit" else " (not kept)"
+        text += f", {repair.refitted.cosine:.4f} re-fitted{kept}"
     return text

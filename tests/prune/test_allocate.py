@@ -30,12 +30,14 @@ def random_curves(hidden, seed, *, convex):
 def brute_force(curves, budget):
     """(total, error) of the best combination by the docstring of `allocate`."""
     choices = [budget.choices(block) for block in range(len(budget.hidden))]
-    best = None
-    for widths in itertools.product(*choices):
-        error = sum(curve[w] for curve, w in zip(curves, widths, strict=True))
-        key = (abs(sum(widths) - budget.neurons), -sum(widths), error)
-        best = min(best, key) if best else key
-    return -best[1], best[2]
+    found = [
+        (sum(widths), sum(curve[w] for curve, w in zip(curves, widths, strict=True)))
+        for widths in itertools.product(*choices)
+    ]
+    distances = [abs(total - budget.neurons) for total, _ in found]
+    limit = max(min(distances), budget.multiple / 2)
+    near = [pair for pair, distance in zip(found, distances, strict=True) if distance <= limit]
+    return min(near, key=lambda pair: (pair[1], -pair[0]))
 
 
 @pytest.mark.parametrize("convex", [True, False])
@@ -69,6 +71,16 @@ def test_the_total_is_within_half_a_grid_step(seed):
     budget = make_budget(hidden, neurons, multiple=multiple, minimum=1)
     widths = allocate(random_curves(hidden, seed, convex=True), budget)
     assert abs(sum(widths) - neurons) <= multiple / 2
+
+
+def test_dense_widths_off_the_grid_do_not_keep_blocks_dense():
+    # 24 blocks of 2730: only sums of certain blocks at their dense width come within a neuron.
+    hidden = [2730] * 24
+    budget = make_budget(hidden, 0.5 * sum(hidden), multiple=64, minimum=64)
+    curves = random_curves(hidden, 4, convex=True)
+    widths = allocate(curves, budget)
+    assert all(width % 64 == 0 for width in widths)
+    assert abs(sum(widths) - budget.neurons) <= 32
 
 
 def test_of_two_sums_equally_near_the_larger_is_taken():

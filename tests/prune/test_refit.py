@@ -8,7 +8,7 @@ import torch
 from ampdeploy.errors import VerificationError
 from ampdeploy.prune.compensate import fold
 from ampdeploy.prune.moments import collect
-from ampdeploy.prune.refit import _tail_scale, refit
+from ampdeploy.prune.refit import RIDGE, _LeastSquares, _tail_scale, refit
 from tests.mlp_kinds import BACKBONES, SIZE, make
 
 IMAGES = 32
@@ -205,3 +205,22 @@ def test_values_that_are_not_finite_are_refused(where):
         broken.blocks[1].attn.proj.bias[0] = torch.nan
     with pytest.raises(VerificationError, match=r"block 1 .*--repair fold"):
         refit(dense, model, images.split(8))
+
+
+def test_an_outlier_channel_does_not_switch_the_refit_off():
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(4000, 64, generator=generator)
+    hidden[:, 7] *= 1000
+    weight = torch.randn(16, 64, generator=generator)
+    sums = _LeastSquares(64, 16, torch.device("cpu"))
+    sums.add(hidden, hidden @ weight.T)
+    found, _ = sums.solve(RIDGE)
+    others = [column for column in range(64) if column != 7]
+    left = (found.float() - weight)[:, others].square().sum() / weight[:, others].square().sum()
+    plain = _LeastSquares(64, 16, torch.device("cpu"))
+    hidden[:, 7] /= 1000
+    plain.add(hidden, hidden @ weight.T)
+    alone, _ = plain.solve(RIDGE)
+    assert (alone.float() - weight).square().sum() / weight.square().sum() < 0.02
+    # A thousand times the variance of the others is what one channel may count for.
+    assert left < 0.5
