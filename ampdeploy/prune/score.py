@@ -50,10 +50,11 @@ class _HiddenTaylor:
             if not hidden_BNH.requires_grad:
                 hidden_BNH = hidden_BNH.detach().requires_grad_()
 
+            # Not the tensor that carries the hook: that would keep itself alive for ever.
+            values_BNH = hidden_BNH.detach()
+
             def on_gradient(gradient_BNH: Tensor) -> None:
-                taylor_BH = torch.einsum(
-                    "bnh,bnh->bh", hidden_BNH.detach().float(), gradient_BNH.float()
-                )
+                taylor_BH = torch.einsum("bnh,bnh->bh", values_BNH.float(), gradient_BNH.float())
                 self.sums[index] += taylor_BH.abs().sum(dim=0)
 
             hidden_BNH.register_hook(on_gradient)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 
 from ampdeploy.config import PruneConfig
 from ampdeploy.prune.criterion import CRITERIA
+from ampdeploy.prune.moments import collect
 from ampdeploy.prune.score import importance
 from tests.mlp_kinds import SIZE, make
 
@@ -71,3 +75,24 @@ def test_the_model_is_left_as_it_was():
     assert all(torch.equal(before[name], t) for name, t in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
     assert not any(m._forward_pre_hooks for m in model.modules())
+
+
+@pytest.mark.parametrize("pass_", ["importance", "moments"])
+def test_activations_are_freed_batch_by_batch_without_the_garbage_collector(pass_):
+    model = make("plain")
+    alive = []
+    model.blocks[1].mlp.act.register_forward_hook(
+        lambda _module, _args, output: alive.append(weakref.ref(output))
+    )
+    batches = [torch.randn(4, 3, SIZE, SIZE) for _ in range(3)]
+    gc.collect()
+    gc.disable()
+    try:
+        if pass_ == "importance":
+            importance(model, batches, PruneConfig(batch_size=4, micro_batch_size=2), count=12)
+        else:
+            collect(model, batches, count=12)
+    finally:
+        gc.enable()
+    assert len(alive) >= 3
+    assert not any(reference() is not None for reference in alive)
