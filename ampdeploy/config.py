@@ -50,6 +50,21 @@ def _as_paths(owner: object, *names: str) -> None:
             object.__setattr__(owner, name, Path(value))
 
 
+def _as_floats(owner: object, *names: str) -> None:
+    """20 and 20.0 are one value, and must hash as one.
+
+    Raises:
+        ConfigError: Something that is no number.
+    """
+    for name in names:
+        value = getattr(owner, name)
+        if value is None:
+            continue
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise ConfigError(f"{name.replace('_', ' ')} is {value!r}; give a number.")
+        object.__setattr__(owner, name, float(value))
+
+
 def _one_of(what: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         raise ConfigError(
@@ -136,6 +151,7 @@ class PruneConfig:
     """``auto``: CUDA if there is one, else CPU."""
 
     def __post_init__(self) -> None:
+        _as_floats(self, *BUDGETS, "inv_temperature", "threshold")
         _one_of("search", self.search, SEARCHES)
         _one_of("criterion", self.criterion, CRITERIA)
         if self.repair is None:
@@ -175,7 +191,9 @@ class PruneConfig:
         for name, option in zip(given, options, strict=True):
             value = getattr(self, name)
             if not 0 < value < 1:
-                raise ConfigError(f"{option} is {value}; it is a share between 0 and 1, like 0.4.")
+                raise ConfigError(
+                    f"{option} is {value:g}; it is a share between 0 and 1, like 0.4."
+                )
 
     @property
     def budget(self) -> tuple[str, float]:
@@ -313,6 +331,7 @@ class BenchConfig:
     """CPU threads of the runtime; None: its default."""
 
     def __post_init__(self) -> None:
+        _as_floats(self, "max_seconds")
         _positive(self, "min_runs", "max_seconds")
         if self.threads is not None:
             _positive(self, "threads")

@@ -167,3 +167,16 @@ def test_a_run_from_before_there_were_budgets_stays_amps():
     for name in ("search", "params_cut", "flops_cut", "mlp_keep", "repair"):
         del data["prune"][name]
     assert (from_json(data).prune.search, from_json(data).prune.repair) == ("amp", "none")
+
+
+def test_twenty_and_twenty_point_zero_are_one_value():
+    whole = PruneConfig(inv_temperature=20, threshold=1)
+    assert to_json(whole) == to_json(PruneConfig(inv_temperature=20.0, threshold=1.0))
+    given = to_json(PruneConfig.for_model("dinov2_s"))
+    assert json.dumps(given) == json.dumps(to_json(PruneConfig()))
+
+
+@pytest.mark.parametrize("value", ["0.4", True, [0.4]])
+def test_a_budget_that_is_no_number_is_refused(value):
+    with pytest.raises(ConfigError, match=r"params cut is .*give a number"):
+        PruneConfig(params_cut=value)

@@ -8,6 +8,7 @@ import click
 
 from ampdeploy import artifacts
 from ampdeploy.commands import common
+from ampdeploy.progress import log
 
 
 @click.command("prune")
@@ -35,6 +36,13 @@ def command(dry_run: bool, json_: bool, **options: Any) -> None:
         return
     totals = widths["totals"]
     cut = 1 - totals["params"] / totals["params_dense"]
+    if run.path(artifacts.REPORT_JSON).exists():
+        log.warning(
+            "ONNX files and report in %s may be of an earlier size; `ampdeploy report %s --update` "
+            "brings them up to date",
+            run.folder,
+            run.folder,
+        )
     click.echo(
         f"{totals['params_dense']:,} -> {totals['params']:,} parameters (-{cut:.1%}); "
         f"wrote {run.path(artifacts.SLIM)}"

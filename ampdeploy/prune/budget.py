@@ -113,13 +113,23 @@ def plan_budget(model: VisionModel, config: PruneConfig, *, multiple: int) -> Bu
         option = "--" + kind.replace("_", "-")
         if kind == "mlp_keep":
             limit = f"the smallest possible is {math.ceil(1000 * least / total) / 1000}"
+            why, ask = f"of {total} hidden neurons", "Keep more"
         else:
             most = (total - least) * per_neuron - added
             limit = f"the largest possible is {math.floor(1000 * most) / 1000}"
+            share, what = profile.mlp_params / profile.params, "parameters"
+            if kind == "flops_cut":
+                share, what = profile.mlp_flops / profile.flops, "FLOPs"
+            why, ask = f"{share:.1%} of the {what} are in MLPs", "Ask for less"
         raise ConfigError(
-            f"{option} {value} cannot be met: {model.spec.name} at {profile.image_size} px has "
-            f"{profile.mlp_params / profile.params:.1%} of its parameters in MLPs, and every "
-            f"block keeps at least {minimum} of its neurons; {limit}. Ask for less, or lower "
-            "--min-width and --width-multiple."
+            f"{option} {value} cannot be met for {model.spec.name} at {profile.image_size} px: "
+            f"{why}, every block keeps at least {minimum}; {limit}. {ask}, or lower --min-width "
+            "and --width-multiple."
+        )
+    if neurons > total - multiple / 2:
+        raise ConfigError(
+            f"{'--' + kind.replace('_', '-')} {value} is less than half a grid step of {multiple} "
+            f"neurons, so nothing would be removed from {model.spec.name}. Ask for more, or lower "
+            "--width-multiple."
         )
     return Budget(neurons=neurons, hidden=hidden, multiple=multiple, minimum=minimum)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from ampdeploy.data.folder import ImageSet
     from ampdeploy.models.vision import VisionModel
+    from ampdeploy.prune.divergence import Divergence
     from ampdeploy.prune.moments import BlockMoments
     from ampdeploy.prune.repair import Repair
     from ampdeploy.run import Run
@@ -295,8 +296,14 @@ def slim(run: Run) -> dict[str, Any]:
 
 
 def _describe(repair: Repair) -> str:
-    text = f"loss of cosine on held-back calibration images: {repair.folded.cosine:.4f} folded"
+    def losses(divergence: Divergence) -> str:
+        text = f"{divergence.cosine:.2g} pooled"
+        if divergence.patch_cosine is not None:
+            text += f", {divergence.patch_cosine:.2g} patches"
+        return text
+
+    text = f"loss of cosine on held-back calibration images: {losses(repair.folded)}"
     if repair.refitted is not None:
         kept = "" if repair.method == "refit" else " (not kept)"
-        text += f", {repair.refitted.cosine:.4f} re-fitted{kept}"
+        text += f"; re-fitted {losses(repair.refitted)}{kept}"
     return text

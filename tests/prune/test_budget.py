@@ -196,3 +196,9 @@ def test_real_architectures_on_meta_tensors(name, size, options, multiple):
     slim(model, [torch.arange(width) for width in widths])
     found = share(config, dense, profile_model(model))
     assert found == pytest.approx(next(iter(options.values())), abs=step / 2 + 1e-9)
+
+
+@pytest.mark.parametrize("options", [{"params_cut": 1e-5}, {"mlp_keep": 0.9999}])
+def test_a_budget_that_would_remove_nothing_is_refused(options):
+    with pytest.raises(ConfigError, match="less than half a grid step of 16 neurons"):
+        plan_budget(make("plain"), PruneConfig(**options), multiple=16)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -171,7 +173,9 @@ def test_it_judges_with_the_repair_that_will_be_done(method):
 
 
 def test_everything_kept_loses_nothing():
-    result = Case("plain", mlp_keep=0.999999).search()
+    case = Case("plain", mlp_keep=0.9)
+    case.budget = dataclasses.replace(case.budget, neurons=3 * 128)
+    result = case.search()
     assert [len(kept) for kept in result.kept] == [128] * 3
     assert all(a.verified.total == pytest.approx(0, abs=1e-6) for a in result.allocations)
 
