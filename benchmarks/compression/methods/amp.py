@@ -29,7 +29,7 @@ from benchmarks.compression.methods.variance import MOMENTS
 from benchmarks.compression.widths import uniform
 
 # Searches of the first seed, all sizes together: each runs the suffix of the network 72 times.
-MOST_SEARCHES = 6
+MOST_SEARCHES = 10
 
 # A size is met when a search lands within this share of the hidden neurons.
 NEAR_ENOUGH = 0.005
