@@ -24,21 +24,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
 from onnxscript import ir
 from torch import Tensor, nn
 
-from ampdeploy.artifacts import atomic_path
 from ampdeploy.errors import UnsupportedModelError
 from ampdeploy.export.names import IMAGES, OUTPUTS
+from ampdeploy.export.write import SINGLE_FILE_LIMIT, write_graph
 from ampdeploy.models.vision import BlockState, VisionModel
 from ampdeploy.progress import log
 
-# A protobuf message ends at 2**31 - 1 bytes; 64 MiB is room for the graph around the weights.
-SINGLE_FILE_LIMIT = 2**31 - 2**26
-# Weights below this stay in the graph file: shapes and axes must be readable without the data.
-EXTERNAL_TENSOR_MIN_BYTES = 1024
 # The exporter specialises a batch of 1 into the graph, so the example has two images.
 EXAMPLE_BATCH = 2
 # Bounded only for torch 2.6, which refuses a dimension without an upper end. The graph is not.
@@ -81,11 +76,6 @@ class _Deployable(nn.Module):
         return (features,) if patches is None else (features, patches)
 
 
-def data_path(path: Path) -> Path:
-    """Where the weights of `path` go when they do not fit into one protobuf."""
-    return path.with_name(f"{path.name}.data")
-
-
 def export_onnx(
     model: VisionModel, path: Path, *, opset: int, single_file_limit: int = SINGLE_FILE_LIMIT
 ) -> ExportFacts:
@@ -111,13 +101,7 @@ def export_onnx(
     _name_nodes(graph_model)
     _strip_traces(graph_model)
     _describe(graph_model, model)
-    weight_bytes = sum(
-        value.const_value.nbytes
-        for value in graph_model.graph.initializers.values()
-        if value.const_value is not None
-    )
-    external = weight_bytes > single_file_limit
-    file_bytes = _write(graph_model, path, external=external)
+    file_bytes, external = write_graph(graph_model, path, single_file_limit=single_file_limit)
     facts = ExportFacts(
         file_bytes=file_bytes,
         opset=graph_model.opset_imports[""],
@@ -298,29 +282,3 @@ def _describe(graph_model: ir.Model, model: VisionModel) -> None:
     }
     for name, value in facts.items():
         graph_model.metadata_props[name] = value if isinstance(value, str) else json.dumps(value)
-
-
-def _write(graph_model: ir.Model, path: Path, *, external: bool) -> int:
-    """Write atomically; returns the bytes of all files written."""
-    data = data_path(path)
-    if not external:
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(ir.to_proto(graph_model).SerializeToString(deterministic=True))
-        data.unlink(missing_ok=True)  # of an earlier, larger model: nothing refers to it now
-        return path.stat().st_size
-    # The data file is renamed first: a graph without its weights must never be seen.
-    with atomic_path(path) as temporary, atomic_path(data) as temporary_data:
-        ir.save(
-            graph_model,
-            temporary,
-            format="protobuf",
-            external_data=temporary_data.name,
-            size_threshold_bytes=EXTERNAL_TENSOR_MIN_BYTES,
-        )
-        proto = onnx.load(temporary, format="protobuf", load_external_data=False)
-        for tensor in proto.graph.initializer:
-            for entry in tensor.external_data:
-                if entry.key == "location":
-                    entry.value = data.name
-        temporary.write_bytes(proto.SerializeToString(deterministic=True))
-    return path.stat().st_size + data.stat().st_size

@@ -41,6 +41,7 @@ def open_session(
     *,
     threads: int | None = None,
     providers: tuple[str, ...] = (CPU,),
+    optimise: bool = True,
 ) -> onnxruntime.InferenceSession:
     """Load an ONNX file into ONNX Runtime, on exactly the providers asked for.
 
@@ -48,6 +49,7 @@ def open_session(
         path: The ``.onnx`` file; its ``.data`` file, if it has one, lies next to it.
         threads: CPU threads inside one operator; None: ONNX Runtime's default.
         providers: Execution providers in order of preference. All must be in this build and load.
+        optimise: Let ONNX Runtime rewrite the graph.
 
     Raises:
         ArtifactError: The file is missing, is not ONNX, or is damaged.
@@ -69,6 +71,8 @@ def open_session(
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if threads is not None:
         options.intra_op_num_threads = threads
+    if not optimise:
+        options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         session = runtime.InferenceSession(str(path), options, providers=list(providers))
     except Exception as error:

@@ -14,8 +14,9 @@ from ampdeploy.errors import (
     VerificationError,
 )
 from ampdeploy.export.graph import check_graph
-from ampdeploy.export.onnx import data_path, export_onnx
+from ampdeploy.export.onnx import export_onnx
 from ampdeploy.export.session import ImageInput, image_input, open_session
+from ampdeploy.export.write import data_path
 from tests.export.conftest import OPSET
 
 
