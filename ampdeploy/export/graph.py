@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
+from ampdeploy.device import graph_patterns as patterns
 from ampdeploy.errors import ArtifactError, VerificationError
 from ampdeploy.export.names import FEATURES, IMAGES, OUTPUTS, PATCH_FEATURES
 from ampdeploy.optional import require
@@ -92,6 +93,7 @@ def check_graph(path: Path, *, norms: int | None) -> GraphFacts:
             *_control_flow(model),
             *_dynamic_tiles(model),
             *_norm_count(found, norms),
+            *_attention(model),
             *_float64(model),
         ]
     if failures:
@@ -206,6 +208,24 @@ def _norm_count(found: int, expected: int | None) -> Iterator[str]:
         yield (
             f"it has {found} LayerNormalization nodes, the model runs {expected} norms: "
             "a norm taken apart overflows in FP16"
+        )
+
+
+def _attention(model: onnx.ModelProto) -> Iterator[str]:
+    """Written out as q k^T, softmax, v, and scaled once before it: what TensorRT fuses right.
+
+    https://docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/transformers-fused-attention.html
+    """
+    graph = patterns.Graph(model.graph)
+    if patterns.PATTERNS["attention-op"](graph):
+        yield "it has fused attention operators, which TensorRT releases compute differently"
+    if patterns.PATTERNS["sqrt-scale-both-sides"](graph):
+        yield "attention scales q and k by a root each, which TensorRT 10.7 gets wrong"
+    softmaxes, fusible = len(list(graph.of("Softmax"))), len(list(graph.scores()))
+    if softmaxes != fusible:
+        yield (
+            f"{softmaxes - fusible} of {softmaxes} Softmax nodes are not between two MatMuls: "
+            "TensorRT does not fuse such attention"
         )
 
 

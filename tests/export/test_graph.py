@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+
 import onnx
 import pytest
 import torch
@@ -110,6 +112,30 @@ def test_a_norm_taken_apart_is_noticed(tmp_path):
     export_onnx(model, tmp_path / "model.onnx", opset=OPSET)
     with pytest.raises(VerificationError, match=f"{norms - 1} LayerNorm.* runs {norms} norms"):
         check_graph(tmp_path / "model.onnx", norms=norms)
+
+
+def test_attention_that_is_not_written_out_as_it_should_is_noticed(tmp_path, monkeypatch):
+    """From a fused SDPA the exporter scales q and k by a root each."""
+    model = make("plain")
+    monkeypatch.setattr("ampdeploy.export.onnx.explicit_attention", contextlib.nullcontext)
+    for block in model.backbone.blocks:
+        block.attn.fused_attn = True
+    export_onnx(model, tmp_path / "model.onnx", opset=OPSET)
+    with pytest.raises(VerificationError, match="scales q and k by a root each"):
+        check_graph(tmp_path / "model.onnx", norms=None)
+
+
+def test_softmax_that_no_product_follows_is_noticed(tmp_path):
+    path = write(
+        tmp_path / "softmax.onnx",
+        """noise (float[b, 3, 8, 8] images) => (float[b, 3] features) {
+            axes = Constant <value = int64[2] {2, 3}> ()
+            mean = ReduceMean <keepdims = 0> (images, axes)
+            features = Softmax (mean)
+        }""",
+    )
+    with pytest.raises(VerificationError, match="1 of 1 Softmax nodes"):
+        check_graph(path, norms=None)
 
 
 def test_only_norms_that_run_are_counted():
