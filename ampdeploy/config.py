@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,10 @@ REPAIRS = {
     "none": "none",
 }
 BUDGETS = ("params_cut", "flops_cut", "mlp_keep")
+PRECISIONS = ("fp32", "fp16")
+# Targets that build an engine: what they compute in is what the graph says.
+ENGINE_TARGETS = ("trt", "trt-rtx")
+PORTABLE = ("none", "version", "same-cc", "ampere-plus")
 
 # What `build` removes where no budget is given, as a share of all parameters.
 DEFAULT_PARAMS_CUT = 0.3
@@ -319,6 +324,64 @@ class ExportConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PrecisionConfig:
+    """Typing the ONNX graph to FP16, and how right it must be."""
+
+    precision: str = "fp32"
+    """``fp16``, or ``fp32``: the graph as it was exported."""
+    min_cosine_p1: float = 0.999
+    """First percentile of the cosine to PyTorch's float32 features, of CLS and of patches, over
+    held-out images. Below it the graph is repaired, or refused."""
+    headroom: float = 4.0
+    """A tensor whose largest value on the calibration images, times this, leaves the range of
+    FP16 (65504) stays FP32: other images reach further."""
+
+    def __post_init__(self) -> None:
+        _as_floats(self, "min_cosine_p1", "headroom")
+        _one_of("precision", self.precision, PRECISIONS)
+        if not 0 < self.min_cosine_p1 <= 1:
+            raise ConfigError(
+                f"min cosine p1 is {self.min_cosine_p1}; it must be above 0 and at most 1."
+            )
+        if not 1 <= self.headroom < math.inf:
+            raise ConfigError(f"headroom is {self.headroom}; it must be 1 or more.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """Building a TensorRT engine from the typed graph."""
+
+    batch: tuple[int, ...] = (1, 1, 8)
+    """Smallest, usual and largest batch: the profile that tactics are chosen for."""
+    portable: str = "none"
+    """Where else the engine may run: ``none``, a newer TensorRT (``version``), GPUs of the same
+    compute capability (``same-cc``), or any desktop GPU from Ampere on (``ampere-plus``)."""
+    when: str = "now"
+    """``now``, or ``deferred``: the engine is built on the device, from the bundle."""
+    strip_weights: bool = False
+    """Leave the weights out of the plan; they are refitted from the ONNX file on the device."""
+    memory_limit_bytes: int | None = None
+    """Bound of the builder's workspace; None: from the free memory."""
+    compute_capabilities: tuple[str, ...] = ()
+    """TensorRT-RTX only: the GPUs to build for, e.g. ``8.9``; empty: its default."""
+
+    def __post_init__(self) -> None:
+        _one_of("portability", self.portable, PORTABLE)
+        _one_of("time to build the engine", self.when, ("now", "deferred"))
+        if len(self.batch) != 3 or not 0 < self.batch[0] <= self.batch[1] <= self.batch[2]:
+            raise ConfigError(
+                f"engine batch {self.batch}: give smallest, usual and largest, e.g. 1,1,8."
+            )
+        if self.memory_limit_bytes is not None:
+            _positive(self, "memory_limit_bytes")
+        for capability in self.compute_capabilities:
+            if not re.fullmatch(r"\d+\.\d", capability):
+                raise ConfigError(
+                    f"compute capability {capability!r}: give major and minor, e.g. 8.9."
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
 class BenchConfig:
     """Latency and memory, baseline and pruned interleaved."""
 
@@ -350,6 +413,9 @@ class BuildConfig:
     prune: PruneConfig = None  # type: ignore[assignment]
     distill: DistillConfig = None  # type: ignore[assignment]
     export: ExportConfig = field(default_factory=ExportConfig)
+    # None is only ever an argument: it becomes FP16 where the target computes in it.
+    precision: PrecisionConfig = None  # type: ignore[assignment]
+    engine: EngineConfig = field(default_factory=EngineConfig)
     bench: BenchConfig = field(default_factory=BenchConfig)
     out: Path | None = None
     """Run directory; None: runs/<model>-<target>."""
@@ -364,6 +430,27 @@ class BuildConfig:
             object.__setattr__(self, "distill", DistillConfig.for_model(self.model.name))
         _as_paths(self, "out")
         _one_of("target", self.target, target_names())
+        if self.precision is None:
+            asked = "fp16" if self.target in ENGINE_TARGETS else "fp32"
+            object.__setattr__(self, "precision", PrecisionConfig(precision=asked))
+        if self.precision.precision == "fp16" and self.target not in ENGINE_TARGETS:
+            raise ConfigError(
+                f"--precision fp16 is for {' and '.join(ENGINE_TARGETS)}: target {self.target} "
+                "would compute in FP32 all the same. Choose another --target, or leave it out."
+            )
+        if self.engine.when == "deferred" and self.target not in ENGINE_TARGETS:
+            raise ConfigError(
+                f"target {self.target} builds no engine that could be deferred. Leave --engine "
+                f"out, or choose --target {' or '.join(ENGINE_TARGETS)}."
+            )
+        if self.builds_engine:
+            fewest, _, most = self.engine.batch
+            outside = [n for n in self.bench.batch_sizes if not fewest <= n <= most]
+            if outside:
+                raise ConfigError(
+                    f"batch sizes {outside} are to be timed, but the engine takes {fewest} to "
+                    f"{most}. Change --bench-batches or --engine-batch."
+                )
         if self.prune.fewest_images > self.data.calib_images:
             if self.prune.search == "amp" and self.prune.batch_size > self.data.calib_images:
                 why = f"the criterion's batch of {self.prune.batch_size} is larger than the"
@@ -382,6 +469,11 @@ class BuildConfig:
         from ampdeploy.targets.base import get_target
 
         return self.prune.width_multiple or get_target(self.target).width_multiple
+
+    @property
+    def builds_engine(self) -> bool:
+        """Whether the build ends in a TensorRT engine, now or on the device."""
+        return self.target in ENGINE_TARGETS
 
     @property
     def folder(self) -> Path:
@@ -423,6 +515,8 @@ _PARTS: dict[str, type] = {
     "distill": DistillConfig,
     "export": ExportConfig,
     "bench": BenchConfig,
+    "precision": PrecisionConfig,
+    "engine": EngineConfig,
 }
 
 
@@ -438,7 +532,7 @@ def from_json(data: dict[str, Any]) -> BuildConfig:
         data = {**data, "prune": {"search": "amp", **data["prune"]}}
 
     def restore(name: str, value: Any) -> Any:
-        if name in _PARTS:
+        if name in _PARTS and isinstance(value, dict):
             return _PARTS[name](**{key: restore(key, item) for key, item in value.items()})
         if isinstance(value, list):
             return tuple(value)

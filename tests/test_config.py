@@ -111,7 +111,8 @@ def test_images_that_cannot_be_done_without():
 
 def test_the_grid_of_widths_suits_the_target():
     widths = {target: build_config(target=target).width_multiple for target in target_names()}
-    assert widths == {"ort": 16, "torch": 16, "ort-cuda": 64, "torch-cuda": 64}
+    gpus = ("ort-cuda", "torch-cuda", "trt", "trt-rtx")
+    assert widths == {"ort": 16, "torch": 16, **dict.fromkeys(gpus, 64)}
     asked = build_config(target="ort-cuda", prune=PruneConfig(width_multiple=128))
     assert asked.width_multiple == 128
 
