@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import re
+from pathlib import Path
 from types import ModuleType
 
 from ampdeploy.errors import MissingDependencyError
@@ -27,13 +29,50 @@ _EXTRA_OF = {
     "skimage": "bench",
     "torch_pruning": "bench",
     "tensorrt": "trt",
+    "tensorrt_bindings": "trt",
+    "tensorrt_libs": "trt",
     "tensorrt_rtx": "trt-rtx",
 }
+
+# What a Jetson's system image has, in a container or not.
+L4T_RELEASE = Path("/etc/nv_tegra_release")
+DEVICE_TREE_COMPATIBLE = Path("/proc/device-tree/compatible")
+
+# Start of a shared library's name -> who brings it. The first that fits is meant.
+_BRINGS = (
+    ("libcuda.so", "the NVIDIA driver; a container needs to be started with access to the GPU"),
+    ("libnvidia", "the NVIDIA driver; a container needs to be started with access to the GPU"),
+    ("libnvdla", "JetPack's system packages"),
+    ("libcudla", "JetPack's system packages"),
+    ("libnvinfer", "TensorRT, whose parts must all be of one version"),
+    ("libnvonnxparser", "TensorRT, whose parts must all be of one version"),
+    ("libtensorrt", "TensorRT, whose parts must all be of one version"),
+    ("libcudnn", "cuDNN"),
+    ("libcu", "the CUDA toolkit, in the version that the package was built for"),
+    ("libnv", "the CUDA toolkit, in the version that the package was built for"),
+)
+
+
+def is_jetson() -> bool:
+    """Whether this is a Jetson, whose TensorRT and CUDA come with JetPack."""
+    if L4T_RELEASE.exists():
+        return True
+    try:
+        return b"nvidia,tegra" in DEVICE_TREE_COMPATIBLE.read_bytes()
+    except OSError:
+        return False
 
 
 def install_line(module: str) -> str:
     """The command that installs `module`, as a user would type it."""
-    extra = _EXTRA_OF.get(module.split(".")[0])
+    top = module.split(".")[0]
+    if _EXTRA_OF.get(top) == "trt" and is_jetson():
+        return (
+            "sudo apt-get install tensorrt python3-libnvinfer (JetPack's own packages; never pip, "
+            "whose TensorRT does not fit JetPack's). In a virtual environment, make it with "
+            "--system-site-packages, or it does not see them"
+        )
+    extra = _EXTRA_OF.get(top)
     if extra is None:
         return f"pip install {module}"
     line = install_extra(extra)
@@ -69,10 +108,38 @@ def require(module: str, *, needed_by: str) -> ModuleType:
             f"{needed_by} needs the package {module!r}, which is not installed here. "
             f"Run: {install_line(module)}"
         ) from error
-    except (ImportError, OSError) as error:
+    except Exception as error:
+        # Not only ImportError: packages built for each other's other versions fail as they like.
         raise MissingDependencyError(
-            f"{needed_by} needs {module}, which is installed but does not load: {error}"
+            f"{needed_by} needs {module}, which is installed but does not load: "
+            f"{_why_not_loaded(error)}"
         ) from error
+
+
+def _why_not_loaded(error: Exception) -> str:
+    """The reason in words; a shared library that is missing is named, with who brings it."""
+    text = str(error) or "no reason given"
+    kind = "" if isinstance(error, ImportError | OSError) else f"{type(error).__name__}: "
+    library = missing_library(text)
+    if library is None:
+        return kind + text
+    owner = next((who for start, who in _BRINGS if library.startswith(start)), None)
+    whose = f" It comes with {owner}." if owner else ""
+    return (
+        f"the shared library {library} is missing ({kind}{text}).{whose} Install it, or put its "
+        "folder into LD_LIBRARY_PATH."
+    )
+
+
+def missing_library(message: str) -> str | None:
+    """``libnvinfer.so.10`` of a loader's message that it cannot find it; None if it says other.
+
+    Other failures name libraries, too: a symbol that one lacks, a version that another wants.
+    """
+    found = re.search(
+        r"([\w.+-]+\.so(?:\.[\w.]+)*)['\"]?: cannot open(?!.*Permission denied)", message
+    )
+    return found[1] if found else None
 
 
 # Everything between a model name and a report.
