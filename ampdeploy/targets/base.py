@@ -29,10 +29,14 @@ _TARGETS = {
     "ort-cuda": ("ampdeploy.targets.ort", "OrtCudaTarget"),
     "torch": ("ampdeploy.targets.torch", "TorchTarget"),
     "torch-cuda": ("ampdeploy.targets.torch", "TorchCudaTarget"),
+    "trt": ("ampdeploy.targets.tensorrt", "TrtTarget"),
+    "trt-rtx": ("ampdeploy.targets.tensorrt", "TrtRtxTarget"),
 }
 
 # Which target opens an artifact when nobody named one.
 _TARGET_OF_SUFFIX = {".onnx": "ort", ".safetensors": "torch"}
+# Every TensorRT writes files with these; engine.json, next to the file, says which one did.
+ENGINE_SUFFIXES = (".plan", ".engine")
 
 
 class Runner(ABC):
@@ -192,8 +196,12 @@ class Target(ABC):
             )
         if not artifact.is_file():
             raise ArtifactError(f"there is no file {artifact}. Check the path, or build it first.")
-        self.check()
+        self._check_for(artifact)
         return self._open_impl(artifact, threads=threads)
+
+    def _check_for(self, artifact: Path) -> None:
+        """Make sure that this machine can run `artifact`. A target may look at the file first."""
+        self.check()
 
     @abstractmethod
     def _open_impl(self, artifact: Path, *, threads: int | None) -> Runner:
@@ -201,11 +209,14 @@ class Target(ABC):
 
 
 def _suffix_advice(artifact: Path) -> str:
+    if artifact.suffix in ENGINE_SUFFIXES:
+        return "Use --target trt or trt-rtx for it, whichever built it."
     name = _TARGET_OF_SUFFIX.get(artifact.suffix)
     if name:
         return f"Use --target {name} for it."
-    known = ", ".join(f"{suffix} ({target})" for suffix, target in _TARGET_OF_SUFFIX.items())
-    return f"Files that can be run: {known}."
+    known = [f"{suffix} ({target})" for suffix, target in _TARGET_OF_SUFFIX.items()]
+    known += [f"{suffix} (trt, trt-rtx)" for suffix in ENGINE_SUFFIXES]
+    return f"Files that can be run: {', '.join(known)}."
 
 
 def target_names() -> tuple[str, ...]:
@@ -229,11 +240,18 @@ def get_target(name: str) -> Target:
 
 
 def target_for(artifact: Path) -> Target:
-    """The target that opens `artifact`, by its suffix: .onnx -> ort, .safetensors -> torch.
+    """The target that opens `artifact`.
+
+    By its suffix: .onnx -> ort, .safetensors -> torch; a .plan or .engine by the ``engine.json``
+    next to it, which says whose it is.
 
     Raises:
-        ArtifactError: No target opens such files.
+        ArtifactError: No target opens such files, or an engine has no ``engine.json``.
     """
+    if artifact.suffix in ENGINE_SUFFIXES:
+        from ampdeploy.device.engine_file import read_manifest
+
+        return get_target(read_manifest(artifact).target)
     name = _TARGET_OF_SUFFIX.get(artifact.suffix)
     if name is None:
         raise ArtifactError(f"no target opens {artifact}. {_suffix_advice(artifact)}")

@@ -87,8 +87,16 @@ def test_unknown_target_suggests_a_near_one():
 def test_target_by_suffix():
     assert target_for(Path("a/model.onnx")).name == "ort"
     assert target_for(Path("slim.safetensors")).name == "torch"
-    with pytest.raises(ArtifactError, match=r"\.onnx \(ort\)"):
+    with pytest.raises(ArtifactError, match=r"\.onnx \(ort\).*\.plan \(trt, trt-rtx\)"):
         target_for(Path("model.pt"))
+
+
+@pytest.mark.parametrize("file", ["engine.plan", "engine.engine"])
+def test_an_engine_is_opened_by_what_built_it(tmp_path, file):
+    with pytest.raises(ArtifactError, match=r"has no engine\.json beside it"):
+        target_for(tmp_path / file)
+    with pytest.raises(ArtifactError, match="--target trt or trt-rtx"):
+        get_target("ort").open(tmp_path / file)
 
 
 def test_opening_checks_suffix_file_and_threads(tmp_path):
