@@ -23,13 +23,14 @@ from ampdeploy.bench.accuracy import (
 from ampdeploy.checkpoint import read_facts
 from ampdeploy.data.folder import ImageSet
 from ampdeploy.data.loading import iter_batches
+from ampdeploy.device.engine_file import read_manifest
 from ampdeploy.errors import ArtifactError
 from ampdeploy.models.build import build_model
 from ampdeploy.models.spec import ModelSpec
 from ampdeploy.optional import require
 from ampdeploy.progress import track
 from ampdeploy.report.codec import to_plain
-from ampdeploy.targets.base import Runner
+from ampdeploy.targets.base import ENGINE_SUFFIXES, Runner
 
 # Memory against speed; the features do not depend on it beyond rounding.
 EVAL_BATCH = 8
@@ -120,6 +121,9 @@ def spec_of(artifact: Path) -> ModelSpec:
     if artifact.suffix == ".safetensors":
         facts = read_facts(artifact)
         name, size = facts["model"], facts["image_size"]
+    elif artifact.suffix in ENGINE_SUFFIXES:
+        manifest = read_manifest(artifact)
+        name, size = manifest.model, manifest.image_size
     else:
         name, size = _onnx_model(artifact)
     return build_model(name, image_size=size, device="meta").spec

@@ -21,10 +21,13 @@ from ampdeploy.errors import AmpDeployError, ArtifactError
 from ampdeploy.optional import require_build_host
 from ampdeploy.progress import log
 from ampdeploy.run import Run, Stage, fingerprint, open_run, read_or_new, versions
-from ampdeploy.stages import deploy, distill, inputs, measure, prune
+from ampdeploy.stages import deploy, distill, engine, inputs, measure, prune
 from ampdeploy.stages.common import (
+    engine_sources,
+    judging_target,
     resolve_paths,
     runnable_artifacts,
+    shipped_artifacts,
     student_artifact,
 )
 from ampdeploy.stages.preflight import preflight
@@ -54,6 +57,29 @@ def plan(config: BuildConfig) -> list[Stage]:
         looks_outside=True,
         packages=(*TORCH, *IMAGES),
     )
+    typing = Stage(
+        name="type",
+        does="give every tensor its precision, and check it in real FP16 against PyTorch",
+        run=engine.type_graphs,
+        reads=(a.BASELINE, student, a.BASELINE_ONNX, a.MODEL_ONNX),
+        after=("data.calib", "data.queries"),
+        writes=(a.BASELINE_FP16_ONNX, a.MODEL_FP16_ONNX, a.PRECISION),
+        options=lambda c: to_json(c.precision),
+        packages=(*TORCH, *IMAGES, *ONNX),
+    )
+    fp16 = config.precision.precision == "fp16"
+    verdict = a.PRECISION if fp16 else a.EXPORT
+    engines = Stage(
+        name="engine",
+        does=f"build the engines for {config.target}",
+        run=engine.build_engines,
+        reads=(*engine_sources(config), verdict),
+        after=("load",),
+        writes=(a.BASELINE_PLAN, a.BASELINE_ENGINE_JSON, a.ENGINE_PLAN, a.ENGINE_JSON),
+        options=engine.engine_options,
+        looks_outside=True,
+    )
+    now = config.builds_engine and config.engine.when == "now"
     return [
         Stage(
             name="data",
@@ -116,6 +142,8 @@ def plan(config: BuildConfig) -> list[Stage]:
             options=lambda c: to_json(c.export),
             packages=(*TORCH, *ONNX),
         ),
+        *([typing] if fp16 else []),
+        *([engines] if now else []),
         Stage(
             name="eval",
             does="fidelity and k-NN accuracy on images that calibration never saw",
@@ -123,7 +151,7 @@ def plan(config: BuildConfig) -> list[Stage]:
             reads=runnable,
             after=("data.queries", "data.bank"),
             writes=(a.EVAL,),
-            options=lambda c: {"target": c.target},
+            options=lambda c: {"target": judging_target(c)},
             packages=(*TORCH, *IMAGES, *ONNX),
         ),
         Stage(
@@ -141,10 +169,19 @@ def plan(config: BuildConfig) -> list[Stage]:
             name="report",
             does="put it all in one place",
             run=measure.report,
-            reads=(a.BASELINE, student, a.WIDTHS, a.REPAIR, a.EXPORT, a.EVAL, a.BENCH, *runnable),
+            reads=(
+                *(a.BASELINE, student, a.WIDTHS, a.REPAIR, a.EXPORT, a.EVAL, a.BENCH),
+                *([a.PRECISION] if fp16 else []),
+                *([a.ENGINE_JSON, a.BASELINE_ENGINE_JSON] if now else []),
+                *shipped_artifacts(config),
+            ),
             after=("data", "load"),
             writes=(a.REPORT_JSON, a.REPORT_MD),
-            options=lambda c: {"target": c.target, "prune": to_json(c.prune)},
+            options=lambda c: {
+                "target": c.target,
+                "prune": to_json(c.prune),
+                "engine": c.engine.when,
+            },
         ),
     ]
 

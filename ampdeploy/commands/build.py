@@ -16,13 +16,14 @@ from ampdeploy.config import BenchConfig
     "--target",
     default="ort",
     show_default=True,
-    help="Runtime that is measured: ort, ort-cuda, torch or torch-cuda.",
+    help="What it is built for, and measured on: ort, ort-cuda, torch, torch-cuda, trt or trt-rtx.",
 )
 @common.data_options
 @common.prune_options
 @click.option(
     "--distill-epochs", type=int, default=0, show_default=True, help="0 skips distillation."
 )
+@common.engine_options
 @click.option(
     "--bench-batches", default="1,8", show_default=True, help="Batch sizes to time, e.g. 1,8."
 )

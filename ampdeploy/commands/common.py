@@ -15,12 +15,16 @@ from ampdeploy.config import (
     BUDGETS,
     CRITERIA,
     DEFAULT_PARAMS_CUT,
+    ENGINE_TARGETS,
+    PORTABLE,
     REPAIRS,
     BenchConfig,
     BuildConfig,
     DataConfig,
     DistillConfig,
+    EngineConfig,
     ModelConfig,
+    PrecisionConfig,
     PruneConfig,
 )
 from ampdeploy.errors import ConfigError
@@ -158,6 +162,38 @@ prune_options = stack(
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
 )  # fmt: skip
 
+engine_options = stack(
+    click.option(
+        "--precision",
+        help="fp16 or fp32: what a TensorRT engine computes in. Default: fp16 there.",
+    ),
+    click.option(
+        "--min-cosine-p1", type=float,
+        help="FP16 that is further from PyTorch than this, in the first percentile, is repaired or "
+        f"refused. Default: {PrecisionConfig.min_cosine_p1}.",
+    ),
+    click.option(
+        "--engine", "when", default=EngineConfig.when, show_default=True,
+        help="now, or deferred: on the device, from `ampdeploy bundle`.",
+    ),
+    click.option(
+        "--engine-batch", default=",".join(map(str, EngineConfig.batch)), show_default=True,
+        help="Smallest, usual and largest batch of the engine.",
+    ),
+    click.option(
+        "--portable", default=EngineConfig.portable, show_default=True,
+        help=f"Where else the engine may run: {', '.join(PORTABLE)}.",
+    ),
+    click.option(
+        "--strip-weights", is_flag=True,
+        help="Leave the weights out of the plan; they are refitted from the ONNX file.",
+    ),
+    click.option(
+        "--compute-capability",
+        help="trt-rtx: GPUs to build for, e.g. 8.9,12.0. Default: its own choice.",
+    ),
+)  # fmt: skip
+
 # Options that only AMP's search reads, by their name in `PruneConfig`.
 _AMP_OPTIONS = {
     "criterion": "--criterion",
@@ -232,6 +268,7 @@ def build_config(options: dict[str, Any]) -> BuildConfig:
         distill=DistillConfig.for_model(
             name, epochs=options.get("distill_epochs", 0), device=device, seed=options["seed"]
         ),
+        **_deployment(options),
         bench=BenchConfig(
             batch_sizes=integers(options.get("bench_batches", "1,8"), "--bench-batches"),
             threads=options.get("threads"),
@@ -240,6 +277,31 @@ def build_config(options: dict[str, Any]) -> BuildConfig:
         out=options["out"],
         resume=options["resume"],
     )
+
+
+def _deployment(options: dict[str, Any]) -> dict[str, Any]:
+    """Precision and engine, of the verbs that have them."""
+    if "when" not in options:
+        return {}
+    target = options["target"]
+    precision = options["precision"] or ("fp16" if target in ENGINE_TARGETS else "fp32")
+    if options["min_cosine_p1"] is not None and precision != "fp16":
+        raise ConfigError(
+            f"--min-cosine-p1 judges FP16, and this build is {precision}. Leave it out, or add "
+            f"--target {' or '.join(ENGINE_TARGETS)}."
+        )
+    given = {} if options["min_cosine_p1"] is None else {"min_cosine_p1": options["min_cosine_p1"]}
+    capabilities = options["compute_capability"]
+    return {
+        "precision": PrecisionConfig(precision=precision, **given),
+        "engine": EngineConfig(
+            batch=integers(options["engine_batch"], "--engine-batch"),
+            when=options["when"],
+            portable=options["portable"],
+            strip_weights=options["strip_weights"],
+            compute_capabilities=tuple(capabilities.split(",")) if capabilities else (),
+        ),
+    }
 
 
 def keep_the_rest(config: BuildConfig) -> BuildConfig:
@@ -256,6 +318,8 @@ def keep_the_rest(config: BuildConfig) -> BuildConfig:
         target=before.target,
         distill=before.distill,
         export=before.export,
+        precision=before.precision,
+        engine=before.engine,
         bench=before.bench,
     )
 

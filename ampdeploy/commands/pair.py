@@ -14,6 +14,7 @@ from ampdeploy.errors import ArtifactError, ConfigError
 from ampdeploy.optional import require_build_host
 
 if TYPE_CHECKING:
+    from ampdeploy.config import BuildConfig
     from ampdeploy.models.spec import ModelSpec
 
 pair_options = stack(
@@ -56,10 +57,9 @@ def find_pair(
 
         config = rerun_config(run)
         chosen = get_target(target or config.target)
-        pruned_by = "distill" if config.distill.epochs else "slim"
         names = runnable_artifacts_for(config, chosen.name)
-        stage = "export" if names[0] == artifacts.BASELINE_ONNX else pruned_by
-        require_current(config, stage, f"ampdeploy export {run}")
+        stage, then = _made_by(config, names[0], run)
+        require_current(config, stage, then)
         baseline, artifact = (run / name for name in names)
     elif artifact is None or baseline is None:
         raise ConfigError(f"{verb} compares two models: give ARTIFACT and --baseline BASELINE.")
@@ -75,3 +75,21 @@ def find_pair(
             f"{other.name} at {other.image_size} px. Compare a model with its own baseline."
         )
     return Pair(baseline=baseline, pruned=artifact, target=chosen.name, spec=spec)
+
+
+def _made_by(config: BuildConfig, artifact: str, run: Path) -> tuple[str, str]:
+    """The stage that writes an artifact, and the command that runs it.
+
+    Raises:
+        ArtifactError: This run makes no such artifact.
+    """
+    if artifact == artifacts.BASELINE_ONNX:
+        return "export", f"ampdeploy export {run}"
+    if artifact != artifacts.BASELINE_PLAN:
+        return ("distill" if config.distill.epochs else "slim"), f"ampdeploy export {run}"
+    if not config.builds_engine or config.engine.when == "deferred":
+        raise ArtifactError(
+            f"{run} is a build for target {config.target} without an engine. Name another "
+            "--target, or build it with --target trt or trt-rtx."
+        )
+    return "engine", f"ampdeploy engine {run}"

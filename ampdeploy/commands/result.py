@@ -13,6 +13,11 @@ from ampdeploy.report.result import Report
 _WORTH_NAMING = (
     artifacts.REPORT_MD,
     artifacts.REPORT_JSON,
+    artifacts.ENGINE_PLAN,
+    artifacts.ENGINE_JSON,
+    artifacts.BASELINE_PLAN,
+    artifacts.MODEL_FP16_ONNX,
+    artifacts.PRECISION,
     artifacts.MODEL_ONNX,
     artifacts.BASELINE_ONNX,
     artifacts.DISTILLED,

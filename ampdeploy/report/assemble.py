@@ -13,11 +13,13 @@ from ampdeploy.report.result import (
     BlockWidth,
     Data,
     Dataset,
+    EngineFacts,
     Fidelity,
     Interval,
     LatencyStats,
     Measured,
     Method,
+    PrecisionProof,
     Report,
     Timing,
     Verification,
@@ -40,6 +42,8 @@ def assemble(
     export: Mapping[str, Any],
     evaluation: Mapping[str, Any],
     bench: Mapping[str, Any],
+    precision: Mapping[str, Any] | None,
+    engines: Mapping[str, Any],
     profiles: Mapping[str, Mapping[str, int]],
     files: Mapping[str, Path],
     stages_seconds: Mapping[str, float],
@@ -55,6 +59,8 @@ def assemble(
         export: `export.json`.
         evaluation: `eval.json`.
         bench: `bench.json`.
+        precision: `precision.json`; None: the build is float32.
+        engines: "baseline" and "pruned" -> the engine's manifest, or None.
         profiles: "baseline" and "pruned" -> params and flops.
         files: "baseline" and "pruned" -> the file that the target runs.
         stages_seconds: Stage -> seconds.
@@ -65,12 +71,17 @@ def assemble(
     }
     differences = evaluation["accuracy_difference"]
     why = {} if differences else {"accuracy_difference": evaluation["why"]["accuracy"]}
+    timed = bench["latency"]
+    if timed is None:
+        why["latency"] = bench["why"]
     ratio = compute_ratios(
         measured["baseline"],
         measured["pruned"],
-        latency={
+        latency=None
+        if timed is None
+        else {
             size: from_plain(Interval, row["ratio"], where="bench.json")
-            for size, row in bench["latency"].items()
+            for size, row in timed.items()
         },
         accuracy_difference={
             metric: from_plain(Interval, value, where="eval.json")
@@ -81,6 +92,15 @@ def assemble(
         why=why,
     )
     threads = config.bench.threads
+    missing = {} if threads else {"threads": "the runtime's own default"}
+    if timed is None:
+        missing |= dict.fromkeys(("device", "timing"), bench["why"])
+    if precision is None:
+        missing["precision"] = "the build is float32"
+    if engines["pruned"] is None:
+        deferred = "it is built on the device, from the bundle"
+        no_engine = f"target {config.target} has none"
+        missing["engine"] = deferred if config.builds_engine else no_engine
     return Report(
         tool_version=__version__,
         model=config.model.name,
@@ -88,6 +108,11 @@ def assemble(
         image_size=profiles["baseline"]["image_size"],
         threads=threads,
         device=bench["device"],
+        judged_on=evaluation["target"],
+        precision=None if precision is None else {r: _proof(f) for r, f in precision.items()},
+        engine=None
+        if engines["pruned"] is None
+        else {role: _engine(manifest) for role, manifest in engines.items()},
         host=bench["host"],
         weights=Weights(
             source=weights["source"],
@@ -111,13 +136,15 @@ def assemble(
         pruned=measured["pruned"],
         fidelity=from_plain(Fidelity, evaluation["fidelity"], where="eval.json"),
         ratio=ratio,
-        timing={
+        timing=None
+        if timed is None
+        else {
             size: from_plain(Timing, row["timing"], where="bench.json")
-            for size, row in bench["latency"].items()
+            for size, row in timed.items()
         },
         verification=tuple(_verification(role, export[role]) for role in ("baseline", "pruned")),
         stages_seconds=dict(stages_seconds),
-        why={} if threads else {"threads": "the runtime's own default"},
+        why=missing,
     )
 
 
@@ -140,26 +167,58 @@ def _measured(
     accuracy = evaluation["accuracy"]
     if accuracy is None:
         why["accuracy"] = evaluation["why"]["accuracy"]
-    memory = bench["memory"][role]
-    if memory["memory_bytes"] is None:
+    timed, memory = bench["latency"], (bench["memory"] or {}).get(role)
+    if timed is None:
+        why |= dict.fromkeys(("latency_ms", "throughput_img_s"), bench["why"])
+    if memory is None:
+        why |= dict.fromkeys(("memory_bytes", "peak_rss_bytes", "memory_batch_size"), bench["why"])
+        memory = dict.fromkeys(("memory_bytes", "peak_rss_bytes", "batch_size"))
+    elif memory["memory_bytes"] is None:
         why["memory_bytes"] = memory["why"]["memory_bytes"]
     return Measured(
         params=profile["params"],
         flops=profile["flops"],
         file_bytes=file.stat().st_size,
-        latency_ms={
+        latency_ms=None
+        if timed is None
+        else {
             size: from_plain(LatencyStats, row[role], where="bench.json")
-            for size, row in bench["latency"].items()
+            for size, row in timed.items()
         },
-        throughput_img_s={
-            size: row["throughput_img_s"][role] for size, row in bench["latency"].items()
-        },
+        throughput_img_s=None
+        if timed is None
+        else {size: row["throughput_img_s"][role] for size, row in timed.items()},
         memory_bytes=memory["memory_bytes"],
         peak_rss_bytes=memory["peak_rss_bytes"],
         memory_batch_size=memory["batch_size"],
         energy_j_per_image=None,
         accuracy=accuracy[role] if accuracy else None,
         why=why,
+    )
+
+
+def _proof(facts: Mapping[str, Any]) -> PrecisionProof:
+    outputs = facts["judgement"]["outputs"]
+    scaled = sum(decision["scale"] is not None for decision in facts["decisions"])
+    return PrecisionProof(
+        bar_cosine_p1=facts["bar"]["cosine_p1"],
+        images=facts["judged_images"],
+        nodes_fp32=len(facts["decisions"]) - scaled,
+        nodes_scaled=scaled,
+        islands={block: tuple(kinds) for block, kinds in facts["islands"].items()},
+        cosine_p1={name: seen["cosine_p1"] for name, seen in outputs.items()},
+        cosine_min={name: seen["cosine_min"] for name, seen in outputs.items()},
+    )
+
+
+def _engine(manifest: Mapping[str, Any]) -> EngineFacts:
+    profile = manifest["profiles"][0]
+    return EngineFacts(
+        tensorrt=f"{manifest['target']} {manifest['tensorrt_version']}",
+        compute_capabilities=tuple(manifest["compute_capabilities"]),
+        batch=tuple(profile[end][0] for end in ("min", "opt", "max")),
+        half_share=manifest["precision"]["half_share"],
+        sha256=manifest["plan_sha256"],
     )
 
 

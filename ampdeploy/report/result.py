@@ -15,7 +15,7 @@ from ampdeploy.artifacts import read_json, write_text
 from ampdeploy.errors import ArtifactError
 from ampdeploy.report.codec import from_plain, to_plain
 
-SCHEMA_VERSION = 2  # of report.json; raise it when a field changes
+SCHEMA_VERSION = 3  # of report.json; raise it when a field changes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,6 +196,38 @@ class Verification:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PrecisionProof:
+    """How the FP16 graph was checked: real FP16 arithmetic against PyTorch in float32."""
+
+    bar_cosine_p1: float
+    images: int
+    """Images that judged it; others set the ranges."""
+    nodes_fp32: int
+    """Nodes that a rule or the repair keeps in FP32."""
+    nodes_scaled: int
+    """Products in FP16 whose input is scaled down around them."""
+    islands: dict[str, tuple[str, ...]]
+    """Block -> kinds of nodes that the repair moved to FP32."""
+    cosine_p1: dict[str, float]
+    """Output -> 1st percentile of the cosine of its vectors to PyTorch's."""
+    cosine_min: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineFacts:
+    """The engine that was built; all of it is in engine.json."""
+
+    tensorrt: str
+    """Flavour and build, e.g. ``trt-rtx 1.7.1.116``."""
+    compute_capabilities: tuple[str, ...]
+    batch: tuple[int, ...]
+    """Smallest, usual and largest."""
+    half_share: float
+    """Share of the weights of matrix products that are multiplied in FP16."""
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report(Explained):
     """Everything `report.json` holds."""
 
@@ -207,8 +239,14 @@ class Report(Explained):
     """Side of the square input, pixels."""
     threads: int | None
     """CPU threads of the runtime that was timed; None with a why: the runtime's default."""
-    device: str
-    """Where both models ran: ``cpu`` or ``cuda``."""
+    device: str | None
+    """Where both models were timed: ``cpu`` or ``cuda``."""
+    judged_on: str
+    """The target that fidelity and accuracy were computed with."""
+    precision: dict[str, PrecisionProof] | None
+    """"baseline" and "pruned"."""
+    engine: dict[str, EngineFacts] | None
+    """"baseline" and "pruned"."""
     host: dict[str, Any]
     """The machine that was measured; see `ampdeploy.bench.host.host_facts`."""
     weights: Weights

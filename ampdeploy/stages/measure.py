@@ -7,11 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from ampdeploy import artifacts
 from ampdeploy.config import BuildConfig, to_json
+from ampdeploy.progress import log
 from ampdeploy.stages.common import (
     bank_of,
+    judging_target,
     model_spec,
+    no_gpu,
     queries_of,
     runnable_artifacts,
+    shipped_artifacts,
     student_artifact,
 )
 
@@ -23,14 +27,15 @@ if TYPE_CHECKING:
 def _open_pair(run: Run) -> tuple[Runner, Runner]:
     from ampdeploy.targets.base import get_target
 
-    target = get_target(run.config.target)
+    target = get_target(judging_target(run.config))
     baseline, pruned = (run.path(name) for name in runnable_artifacts(run.config))
     threads = run.config.bench.threads
     return target.open(baseline, threads=threads), target.open(pruned, threads=threads)
 
 
 def evaluate(run: Run) -> dict[str, Any]:
-    """Fidelity and k-NN accuracy through the target itself, into `eval.json`."""
+    """Fidelity and k-NN accuracy through the target itself where this machine can run it, into
+    `eval.json`."""
     from ampdeploy.evaluate import evaluate_pair
 
     queries = queries_of(run)
@@ -43,6 +48,7 @@ def evaluate(run: Run) -> dict[str, Any]:
             bank=bank_of(run),
             spec=model_spec(run.config),
         )
+    result["target"] = judging_target(run.config)
     artifacts.write_json(run.path(artifacts.EVAL), result)
     return {}
 
@@ -51,15 +57,36 @@ def bench_options(config: BuildConfig) -> dict[str, Any]:
     """The machine belongs to a measurement: on another one it is made again."""
     from ampdeploy.bench.host import machine_identity
 
-    return {"target": config.target, "machine": machine_identity(), **to_json(config.bench)}
+    return {
+        "target": judging_target(config),
+        "measured": not_measured_here(config) is None,
+        "machine": machine_identity(),
+        **to_json(config.bench),
+    }
+
+
+def not_measured_here(config: BuildConfig) -> str | None:
+    """Why latency and memory of the engine are unknown here; None: they can be measured."""
+    if judging_target(config) == config.target:
+        return None
+    if config.engine.when == "deferred":
+        return "the engine is built and measured on the device"
+    return f"this machine runs no engine: {no_gpu()}"
 
 
 def bench(run: Run) -> dict[str, Any]:
     """Latency and memory of both models, into `bench.json`."""
+    from ampdeploy.bench.host import host_facts
     from ampdeploy.bench.latency import BUFFERS
     from ampdeploy.bench.run import measure_pair
     from ampdeploy.data.loading import load_all
 
+    unmeasured = not_measured_here(run.config)
+    if unmeasured is not None:
+        log.warning("latency and memory are not measured: %s", unmeasured)
+        nothing = {"host": host_facts(), "device": None, "memory": None, "latency": None}
+        artifacts.write_json(run.path(artifacts.BENCH), {**nothing, "why": unmeasured})
+        return {}
     queries = queries_of(run)
     most = BUFFERS * max(run.config.bench.batch_sizes)
     few = queries.first(most)
@@ -83,7 +110,7 @@ def report(run: Run) -> dict[str, Any]:
     from ampdeploy.report.markdown import render_markdown
 
     config = run.config
-    baseline, pruned = runnable_artifacts(config)
+    baseline, pruned = shipped_artifacts(config)
     checkpoints = {"baseline": artifacts.BASELINE, "pruned": student_artifact(config)}
     profiles = {
         role: dataclasses.asdict(profile_model(load_model(run.path(name))))
@@ -102,6 +129,14 @@ def report(run: Run) -> dict[str, Any]:
         evaluation=artifacts.read_json(run.path(artifacts.EVAL)),
         bench=artifacts.read_json(run.path(artifacts.BENCH)),
         profiles=profiles,
+        precision=_read_if(run, artifacts.PRECISION, config.precision.precision == "fp16"),
+        engines={
+            role: _read_if(run, name, config.builds_engine and config.engine.when == "now")
+            for role, name in (
+                ("baseline", artifacts.BASELINE_ENGINE_JSON),
+                ("pruned", artifacts.ENGINE_JSON),
+            )
+        },
         files={"baseline": run.path(baseline), "pruned": run.path(pruned)},
         stages_seconds={
             name: record.seconds for name, record in records.items() if record and name != "report"
@@ -110,3 +145,7 @@ def report(run: Run) -> dict[str, Any]:
     result.write(run.path(artifacts.REPORT_JSON))
     artifacts.write_text(run.path(artifacts.REPORT_MD), render_markdown(result))
     return {}
+
+
+def _read_if(run: Run, name: str, wanted: bool) -> Any:
+    return artifacts.read_json(run.path(name)) if wanted else None

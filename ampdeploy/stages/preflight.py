@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from ampdeploy.config import BuildConfig
+from ampdeploy.errors import MissingDependencyError
+from ampdeploy.optional import install_line
 from ampdeploy.stages import inputs
 
 
@@ -22,8 +24,39 @@ def preflight(config: BuildConfig) -> None:
     resolve_device(config.prune.device)
     if config.distill.epochs:
         resolve_device(config.distill.device)
-    get_target(config.target).check()
+    if config.builds_engine:
+        check_engine_host(config)
+    else:
+        get_target(config.target).check()
     if config.prune.search == "divergence":
         # Knows on meta tensors whether the budget can be met, before weights are fetched.
         model = build_model(config.model.name, image_size=config.model.image_size, device="meta")
         plan_budget(model, config.prune, multiple=config.width_multiple)
+
+
+def check_engine_host(config: BuildConfig) -> None:
+    """Whether this machine can build the engine, or need not.
+
+    Raises:
+        MissingDependencyError: It cannot; names the three ways on.
+        ConfigError: Options of the engine that this TensorRT does not take.
+    """
+    from ampdeploy.device.builder_options import check_can_build
+    from ampdeploy.device.flavour import find_flavour
+    from ampdeploy.device.platform import device_facts
+
+    if config.engine.when == "deferred":
+        return
+    try:
+        flavour = find_flavour(config.target, needed_by=f"target {config.target}")
+        check_can_build(flavour, config.engine, device_facts())
+    except MissingDependencyError as error:
+        if config.target == "trt-rtx":
+            raise
+        raise MissingDependencyError(
+            f"{error}\nThree ways on:\n"
+            "  --engine deferred   build everything else here, and the engine on the device from "
+            "the bundle (`ampdeploy bundle`)\n"
+            "  --target trt-rtx    TensorRT for RTX builds engines for RTX GPUs without one\n"
+            f"  {install_line('tensorrt')}"
+        ) from error

@@ -13,11 +13,12 @@ from ampdeploy.models.registry import REGISTRY
 
 # The command line is a promise. Adding an option means adding it here, on purpose.
 OPTIONS = {
-    "build": "--batch --bench-batches --bench-seconds --calib --calib-images --criterion "
-    "--device --distill-epochs --dry-run --entropy-threshold --eval --eval-images --flops-cut "
-    "--image-size --inv-temperature --json --micro-batch --min-width --mlp-keep --model "
-    "--no-resume --out --params-cut --quiet --repair --resume --search --seed --target --threads "
-    "--verbose --weights --width-multiple -q -v",
+    "build": "--batch --bench-batches --bench-seconds --calib --calib-images "
+    "--compute-capability --criterion --device --distill-epochs --dry-run --engine "
+    "--engine-batch --entropy-threshold --eval --eval-images --flops-cut --image-size "
+    "--inv-temperature --json --micro-batch --min-cosine-p1 --min-width --mlp-keep --model "
+    "--no-resume --out --params-cut --portable --precision --quiet --repair --resume --search "
+    "--seed --strip-weights --target --threads --verbose --weights --width-multiple -q -v",
     "prune": "--batch --calib --calib-images --criterion --device --dry-run --entropy-threshold "
     "--eval --eval-images --flops-cut --image-size --inv-temperature --json --micro-batch "
     "--min-width --mlp-keep --model --no-resume --out --params-cut --quiet --repair --resume "

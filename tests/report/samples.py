@@ -9,11 +9,13 @@ from ampdeploy.report.result import (
     BlockWidth,
     Data,
     Dataset,
+    EngineFacts,
     Fidelity,
     Interval,
     LatencyStats,
     Measured,
     Method,
+    PrecisionProof,
     Report,
     Timing,
     Verification,
@@ -101,6 +103,9 @@ def sample_report(**changes: Any) -> Report:
         model="dinov2_s",
         target="ort",
         device="cpu",
+        judged_on="ort",
+        precision=None,
+        engine=None,
         image_size=224,
         threads=2,
         host={
@@ -150,8 +155,37 @@ def sample_report(**changes: Any) -> Report:
             ),
         ),
         stages_seconds={"load": 2.5, "search": 100.0},
+        why={"precision": "the build is float32", "engine": "target ort has none"},
     )
     return dataclasses.replace(report, **changes)
+
+
+def engine_report(**changes: Any) -> Report:
+    """The same of an FP16 engine, judged with something else than the engine."""
+    proof = PrecisionProof(
+        bar_cosine_p1=0.999,
+        images=16,
+        nodes_fp32=39,
+        nodes_scaled=1,
+        islands={"3": ("residual", "pointwise")},
+        cosine_p1={"features": 0.999812},
+        cosine_min={"features": 0.999801},
+    )
+    engine = EngineFacts(
+        tensorrt="trt-rtx 1.7.1.116",
+        compute_capabilities=("8.6", "8.9"),
+        batch=(1, 1, 8),
+        half_share=0.98,
+        sha256="d" * 64,
+    )
+    both = ("baseline", "pruned")
+    values: dict[str, Any] = {
+        "target": "trt-rtx",
+        "precision": dict.fromkeys(both, proof),
+        "engine": dict.fromkeys(both, engine),
+        "why": {},
+    }
+    return sample_report(**{**values, **changes})
 
 
 def with_ratio(report: Report, **changes: Any) -> Report:
@@ -190,5 +224,9 @@ def bare_report() -> Report:
         timing=None,
         verification=None,
         host={**dict.fromkeys(sample_report().host), "ram_bytes": 1},
-        why=dict.fromkeys(("threads", "fidelity", "timing", "verification"), reason),
+        device=None,
+        why=dict.fromkeys(
+            ("threads", "fidelity", "timing", "verification", "device", "precision", "engine"),
+            reason,
+        ),
     )

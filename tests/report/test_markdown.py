@@ -15,6 +15,7 @@ from ampdeploy.report.verdict import speed_verdict, verdicts
 from tests.report.samples import (
     NO_METER,
     bare_report,
+    engine_report,
     fidelity,
     sample_report,
     timing,
@@ -111,10 +112,22 @@ def test_nulls_come_with_their_reason():
     rows = {row[0]: row[1:] for row in table_after(text, "# dinov2_s")}
     assert rows["Latency"] == ["not measured"] * 3
     assert rows["Fidelity"][1] == "not measured"
-    assert "Latency was not measured." in text
+    assert "Latency was not measured: no reason but this test." in text
     assert "Not verified: no reason but this test." in text
     for name in ("baseline.memory_bytes", "pruned.accuracy", "ratio.latency", "fidelity"):
         assert f"- `{name}`: no reason but this test" in text
+
+
+def test_precision_and_engines_are_shown():
+    text = render_markdown(engine_report())
+    proof = table_after(text, "## Precision")
+    assert proof[2] == [
+        "pruned", "16", "39", "1", "3: residual, pointwise", "features", "0.999812", "0.999801",
+    ]  # fmt: skip
+    engines = table_after(text, "## Engines")
+    assert engines[1][:5] == ["baseline", "trt-rtx 1.7.1.116", "8.6, 8.9", "1, 1, 8", "98.0%"]
+    assert "with ort on the float32 graphs" in text
+    assert "## Precision" not in render_markdown(sample_report())
 
 
 def test_nothing_missing_is_said_too():
@@ -129,7 +142,7 @@ def test_nothing_missing_is_said_too():
         )
         for role in ("baseline", "pruned")
     }
-    assert "Nothing is missing." in render_markdown(sample_report(**whole))
+    assert "Nothing is missing." in render_markdown(engine_report(**whole))
 
 
 @pytest.mark.parametrize(

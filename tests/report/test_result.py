@@ -22,7 +22,7 @@ def test_round_trip(report, tmp_path):
 
 def test_contract_keys():
     data = json.loads(sample_report().to_json())
-    assert data["schema_version"] == 2
+    assert data["schema_version"] == 3
     assert {"model", "target", "host", "baseline", "pruned", "fidelity", "ratio"} <= set(data)
     latency = data["pruned"]["latency_ms"]["8"]
     assert {"p50", "p90", "p99", "mean", "n"} <= set(latency)
@@ -130,6 +130,8 @@ def test_memory_ratio_is_null_with_the_models_own_reason():
 def test_unmeasured_lists_every_null_once():
     names = [name for name, _ in unmeasured(sample_report())]
     assert names == [
+        "precision",
+        "engine",
         "baseline.latency_ms[1].p99",
         "baseline.latency_ms[8].p99",
         "baseline.energy_j_per_image",

@@ -1,0 +1,161 @@
+"""Builds that end in a TensorRT engine: on a machine without GPU, with real TensorRT for RTX."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from ampdeploy import artifacts
+from ampdeploy.artifacts import Manifest, sha256_file
+from ampdeploy.cli import main
+from ampdeploy.device.engine_file import check_plan_file, read_manifest
+from ampdeploy.device.platform import device_facts
+from ampdeploy.pipeline import rerun_config
+from ampdeploy.report.result import Report
+from tests import runs
+
+# The tiny model is 64 wide: on a GPU's grid of 64 nothing of it could go.
+FINE = ("--width-multiple", "8")
+
+no_gpu = pytest.mark.skipif(device_facts().gpu is not None, reason="this machine runs engines")
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("inputs")
+
+
+@pytest.fixture(scope="module")
+def finished(inputs, tmp_path_factory) -> Path:
+    """A finished build for trt-rtx."""
+    pytest.importorskip("tensorrt_rtx")
+    out = tmp_path_factory.mktemp("runs") / "rtx"
+    assert main(runs.arguments(inputs, out, "--target", "trt-rtx", "-q", *FINE)) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def deferred(inputs, tmp_path_factory) -> Path:
+    """A finished build whose engine is left to the device."""
+    out = tmp_path_factory.mktemp("runs") / "deferred"
+    options = ("--target", "trt", "--engine", "deferred", "-q", *FINE)
+    assert main(runs.arguments(inputs, out, *options)) == 0
+    return out
+
+
+def test_engines_of_both_models_with_their_evidence(finished):
+    for plan in (artifacts.ENGINE_PLAN, artifacts.BASELINE_PLAN):
+        manifest = read_manifest(finished / plan)
+        check_plan_file(finished / plan, manifest)
+        assert manifest.target == "trt-rtx"
+        assert manifest.precision.asked == "fp16"
+        assert manifest.precision.half_share == 1.0
+        assert manifest.onnx_sha256 == sha256_file(finished / manifest.onnx)
+        assert manifest.verdict["outputs"]["features"]["cosine_p1"] > 0.999
+    small, large = (finished / name for name in (artifacts.ENGINE_PLAN, artifacts.BASELINE_PLAN))
+    assert small.stat().st_size < large.stat().st_size
+
+
+def test_precision_json_says_why_of_every_node(finished):
+    found = json.loads((finished / artifacts.PRECISION).read_text())
+    assert set(found) == {"baseline", "pruned"}
+    for facts in found.values():
+        assert facts["decisions"]
+        assert all(decision["reason"] for decision in facts["decisions"])
+        assert facts["range_images"] == 16
+
+
+@no_gpu
+def test_the_report_says_what_was_not_measured_here(finished):
+    report = Report.read(finished / artifacts.REPORT_JSON)
+    assert report.baseline.latency_ms is None
+    assert "runs no engine" in report.ratio.why["latency"]
+    assert report.judged_on == "ort"
+    assert report.fidelity is not None
+    assert report.precision is not None
+    assert report.engine is not None
+    assert report.engine["pruned"].sha256 == sha256_file(finished / artifacts.ENGINE_PLAN)
+    assert report.pruned.file_bytes == (finished / artifacts.ENGINE_PLAN).stat().st_size
+    text = (finished / artifacts.REPORT_MD).read_text()
+    assert "not with the engines" in text
+    assert "## Precision" in text
+
+
+def test_nothing_runs_twice_and_a_lost_engine_is_built_again(finished, inputs, tmp_path, capsys):
+    out = tmp_path / "again"
+    shutil.copytree(finished, out)
+    command = runs.arguments(inputs, out, "--target", "trt-rtx", *FINE)
+    before = Manifest.read(out).data["stages"]
+    assert main(command) == 0
+    assert Manifest.read(out).data["stages"] == before
+    (out / artifacts.ENGINE_PLAN).write_bytes(b"cut short")
+    assert main(command) == 0
+    after = Manifest.read(out).data["stages"]
+    assert after["type"] == before["type"]
+    assert after["engine"] != before["engine"]
+    check_plan_file(out / artifacts.ENGINE_PLAN, read_manifest(out / artifacts.ENGINE_PLAN))
+
+
+@no_gpu
+def test_the_engine_does_not_open_here(finished, inputs, capsys):
+    command = ["eval", "--run", str(finished), "--images", str(inputs), "--target", "trt-rtx"]
+    assert main(command) == 4
+    assert "this machine has no GPU that can be used" in capsys.readouterr().err
+
+
+def test_a_deferred_build_has_everything_but_the_engine(deferred):
+    names = {path.name for path in deferred.iterdir()}
+    assert {artifacts.MODEL_FP16_ONNX, artifacts.BASELINE_FP16_ONNX} <= names
+    assert not {artifacts.ENGINE_PLAN, artifacts.BASELINE_PLAN} & names
+    report = Report.read(deferred / artifacts.REPORT_JSON)
+    assert report.why["engine"] == "it is built on the device, from the bundle"
+    assert rerun_config(deferred).engine.when == "deferred"
+    smaller = report.pruned.file_bytes
+    assert smaller == (deferred / artifacts.MODEL_FP16_ONNX).stat().st_size
+
+
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+def test_without_tensorrt_a_build_stops_at_once_with_three_ways_on(inputs, tmp_path, capsys, dry):
+    pytest.importorskip("torch")
+    if shutil.which("nvidia-smi"):
+        pytest.skip("this machine may have TensorRT")
+    out = tmp_path / "run"
+    assert main(runs.arguments(inputs, out, "--target", "trt", *dry)) == 4
+    message = capsys.readouterr().err
+    for way in ("--engine deferred", "--target trt-rtx", "pip install"):
+        assert way in message
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--target", "ort", "--precision", "fp16"), "would compute in FP32 all the same"),
+        (("--target", "ort", "--engine", "deferred"), "builds no engine"),
+        (("--target", "trt-rtx", "--engine-batch", "4,2,8"), "smallest, usual and largest"),
+        (("--target", "trt-rtx", "--engine-batch", "1,1,1"), "but the engine takes 1 to 1"),
+        (("--target", "trt-rtx", "--portable", "anywhere"), "unknown portability"),
+        (("--target", "trt-rtx", "--precision", "fp8"), "unknown precision"),
+        (("--target", "trt-rtx", "--compute-capability", "hopper"), "give major and minor"),
+        (("--target", "ort", "--min-cosine-p1", "0.99"), "judges FP16"),
+        (("--target", "trt-rtx", "--min-cosine-p1", "1.5"), "at most 1"),
+    ],
+)
+def test_options_that_make_no_sense(inputs, tmp_path, capsys, options, message):
+    out = tmp_path / "run"
+    assert main(runs.arguments(inputs, out, *options)) == 2
+    assert message in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_fp16_that_cannot_be_vouched_for_leaves_no_engine(inputs, tmp_path, capsys):
+    pytest.importorskip("tensorrt_rtx")
+    out = tmp_path / "run"
+    options = ("--target", "trt-rtx", "--min-cosine-p1", "1", "-q", *FINE)
+    assert main(runs.arguments(inputs, out, *options)) == 3
+    assert "cannot be typed to FP16" in capsys.readouterr().err
+    names = {path.name for path in out.iterdir()}
+    assert not names & {artifacts.ENGINE_PLAN, artifacts.MODEL_FP16_ONNX, artifacts.PRECISION}
