@@ -112,6 +112,8 @@ class DataConfig:
         _positive(self, "calib_images")
         if self.eval_images is not None:
             _positive(self, "eval_images")
+        if self.seed < 0:
+            raise ConfigError(f"seed is {self.seed}; give a whole number of 0 or more.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -79,7 +80,7 @@ def stamps(run):
         ),
     ],
 )
-def test_another_budget_searches_again_and_is_met(inputs, pruned, budget, reached, step):
+def test_another_budget_searches_again_and_is_met(inputs, pruned, capsys, budget, reached, step):
     before = stamps(pruned)
     assert main([*runs.prune_arguments(inputs, pruned, search=budget), "-q"]) == 0
     after = stamps(pruned)
@@ -93,9 +94,36 @@ def test_another_budget_searches_again_and_is_met(inputs, pruned, budget, reache
     multiple = 8 if "--width-multiple" in budget else 16
     assert all(block.hidden % multiple == 0 for block in slim.blocks)
     assert min(block.hidden for block in slim.blocks) >= (40 if "--min-width" in budget else 16)
+    # It could be known before.
+    capsys.readouterr()
+    command = [*runs.prune_arguments(inputs, pruned, search=budget), "--dry-run", "--json"]
+    assert main(command) == 0
+    expected = json.loads(capsys.readouterr().out)["expected"]
+    assert (expected["params_dense"], expected["multiple"]) == (dense.params, multiple)
+    assert slim.params == pytest.approx(expected["params"], abs=multiple / 2 * NEURON + 1)
     # And the same again is done already.
     assert main([*runs.prune_arguments(inputs, pruned, search=budget), "-q"]) == 0
     assert stamps(pruned) == after
+
+
+def test_inspect_shows_what_was_kept(pruned, capsys):
+    assert main(["inspect", str(pruned / artifacts.SLIM), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    dense, slim = profiles(pruned)
+    assert (facts["params"], facts["params_dense"]) == (slim.params, dense.params)
+    assert facts["hidden_dense"] == [block.hidden for block in dense.blocks]
+    assert main(["inspect", str(pruned / artifacts.SLIM)]) == 0
+    assert f"kept: {slim.params / dense.params:.1%} of" in capsys.readouterr().out
+
+
+def test_prune_plans_for_the_target(inputs, tmp_path, capsys):
+    """On a GPU's grid the tiny model's blocks can only be 64, 128 or 192 wide."""
+    command = runs.prune_arguments(inputs, tmp_path / "run", search=("--mlp-keep", "0.5"))
+    assert main([*command, "--target", "trt-rtx", "-q"]) == 0
+    widths = artifacts.read_json(tmp_path / "run" / artifacts.WIDTHS)
+    assert {block["kept"] for block in widths["blocks"]} <= {64, 128, 192}
+    assert main([*command, "--target", "ort"]) == 2
+    assert "is a build for target trt-rtx, not ort" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("repair", ["fold", "mean-shift", "none"])

@@ -304,14 +304,20 @@ def _deployment(options: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def keep_the_rest(config: BuildConfig) -> BuildConfig:
-    """`config` of a `prune`, with target and later stages of the run that is there already."""
+def keep_the_rest(config: BuildConfig, target: str | None) -> BuildConfig:
+    """`config` of a `prune`, with the later stages of the run that is there already, and its
+    target unless `target` was given."""
     from ampdeploy.artifacts import MANIFEST
     from ampdeploy.pipeline import rerun_config
 
     if not (config.folder / MANIFEST).is_file():
         return config
     before = rerun_config(config.folder)
+    if target is not None and target != before.target:
+        raise ConfigError(
+            f"{config.folder} is a build for target {before.target}, not {target}. Leave --target "
+            "out, or choose another --out."
+        )
     return dataclasses.replace(
         config,
         out=config.folder,

@@ -42,7 +42,7 @@ def _facts(checkpoint: Path | None, model: str | None, image_size: int | None) -
     for module in ("torch", "timm"):
         require(module, needed_by="ampdeploy inspect")
     from ampdeploy.models.build import build_model
-    from ampdeploy.models.profile import profile_model
+    from ampdeploy.models.profile import count_params, profile_model
     from ampdeploy.models.registry import lookup
 
     if checkpoint is not None:
@@ -53,12 +53,16 @@ def _facts(checkpoint: Path | None, model: str | None, image_size: int | None) -
     else:
         assert model is not None
         vision = build_model(model, image_size=image_size, device="meta")
+    # A checkpoint's spec has the widths it was slimmed to; the name says what it was made from.
+    dense = build_model(vision.spec.name, image_size=vision.spec.image_size, device="meta")
     entry = lookup(vision.spec.name)
     profile = profile_model(vision)
     return {
         "spec": vision.spec.to_json(),
         **dataclasses.asdict(profile),
         "mlp_share": profile.mlp_params / profile.params,
+        "params_dense": count_params(dense),
+        "hidden_dense": [site.hidden for site in dense.spec.sites],
         "published": dataclasses.asdict(entry.published) if entry else None,
     }
 
@@ -76,21 +80,26 @@ def _print_table(facts: dict[str, Any]) -> None:
         f"{'yes' if spec['has_patch_features'] else 'no'}"
     )
     click.echo(f"parameters {facts['params'] / 1e6:.2f} M, of which MLP {facts['mlp_share']:.1%}")
+    kept = facts["params"] / facts["params_dense"]
+    if facts["params"] != facts["params_dense"]:
+        click.echo(f"kept: {kept:.1%} of {facts['params_dense'] / 1e6:.2f} M parameters")
     click.echo(f"FLOPs (2 x MACs) {flops:.2f} G, of which attention products {attention:.2f} G")
     published = facts["published"]
     if published:
         without = "" if published["counts_attention"] else " without attention products"
         click.echo(
-            f"published: {published['params'] / 1e6:.2f} M, {published['flops'] / 1e9:.2f} G"
+            f"published{'' if kept == 1 else ', dense'}: {published['params'] / 1e6:.2f} M, "
+            f"{published['flops'] / 1e9:.2f} G"
             f"{without} at {published['image_size']} px ({published['source']})"
         )
     table = Table(box=None)
-    for title in ("block", "hidden", "parameters", "MLP parameters", "MLP FLOPs"):
+    for title in ("block", "hidden", "kept", "parameters", "MLP parameters", "MLP FLOPs"):
         table.add_column(title, justify="right")
-    for block in facts["blocks"]:
+    for block, dense in zip(facts["blocks"], facts["hidden_dense"], strict=True):
         table.add_row(
             str(block["block"]),
             str(block["hidden"]),
+            f"{block['hidden'] / dense:.0%}",
             f"{block['params'] / 1e6:.2f} M",
             f"{block['mlp_params'] / 1e6:.2f} M",
             f"{block['mlp_flops'] / 1e9:.2f} G",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import click
 
 from ampdeploy.commands.common import print_json
@@ -15,7 +17,7 @@ def print_plan(config: BuildConfig, *, as_json: bool, until: str = "report") -> 
     from ampdeploy.pipeline import status
     from ampdeploy.stages.preflight import preflight
 
-    preflight(config)
+    expected = preflight(config)
     rows = status(config)
     names = [stage.name for stage, _ in rows]
     rows = rows[: names.index(until) + 1]
@@ -24,6 +26,7 @@ def print_plan(config: BuildConfig, *, as_json: bool, until: str = "report") -> 
             {
                 "config": to_json(config),
                 "folder": str(config.folder),
+                "expected": dataclasses.asdict(expected),
                 "stages": [
                     {
                         "name": stage.name,
@@ -38,6 +41,16 @@ def print_plan(config: BuildConfig, *, as_json: bool, until: str = "report") -> 
         )
         return
     click.echo(f"{config.model.name} for target {config.target}, into {config.folder}")
+    size = f"{expected.params_dense / 1e6:.2f} M parameters"
+    if expected.params is not None:
+        cut = 1 - expected.params / expected.params_dense
+        size += f" -> about {expected.params / 1e6:.2f} M (-{cut:.1%})"
+    click.echo(f"{size}; widths in steps of {expected.multiple}; {_images(config)}")
     for stage, state in rows:
         wrote = f" -> {', '.join(stage.writes)}" if stage.writes else ""
         click.echo(f"  {stage.name:8} {state:11} {stage.does}{wrote}")
+
+
+def _images(config: BuildConfig) -> str:
+    evaluation = config.data.eval or "what calibration does not draw"
+    return f"up to {config.data.calib_images} calibration images, judged on {evaluation}"

@@ -13,6 +13,10 @@ from ampdeploy.progress import log
 
 @click.command("prune")
 @common.model_options
+@click.option(
+    "--target",
+    help="What it will be built for: decides the steps of the widths. Default: the run's, or ort.",
+)
 @common.data_options
 @common.prune_options
 @common.run_options
@@ -21,7 +25,8 @@ from ampdeploy.progress import log
 @common.verbosity
 def command(dry_run: bool, json_: bool, **options: Any) -> None:
     """Score, search and slim MODEL; writes slim.safetensors and widths.json."""
-    config = common.keep_the_rest(common.build_config(options))
+    asked = options.pop("target")
+    config = common.keep_the_rest(common.build_config({**options, "target": asked or "ort"}), asked)
     if dry_run:
         from ampdeploy.commands.plan import print_plan
 

@@ -23,6 +23,7 @@ _WORTH_NAMING = (
     artifacts.DISTILLED,
     artifacts.SLIM,
     artifacts.WIDTHS,
+    artifacts.REPAIR,
     artifacts.MANIFEST,
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -20,6 +21,8 @@ class Budget:
 
     neurons: float
     """In all blocks together; the widths' grid decides which whole number comes closest."""
+    params: int
+    """Parameters of the model with so many neurons, rounded to whole ones."""
     hidden: tuple[int, ...]
     """Dense width of each block."""
     multiple: int
@@ -87,7 +90,7 @@ def plan_budget(model: VisionModel, config: PruneConfig, *, multiple: int) -> Bu
             f"minimum width {minimum} is above the {min(hidden)} neurons of {too_narrow[0]}. "
             "Lower --min-width or --width-multiple."
         )
-    budget = Budget(neurons=0, hidden=hidden, multiple=multiple, minimum=minimum)
+    budget = Budget(neurons=0, params=0, hidden=hidden, multiple=multiple, minimum=minimum)
     least = sum(budget.choices(block)[0] for block in range(len(hidden)))
     costs = {_neuron_params(model, site) for site in sites}
     if len(costs) != 1:
@@ -95,6 +98,7 @@ def plan_budget(model: VisionModel, config: PruneConfig, *, multiple: int) -> Bu
             f"{model.spec.name}: a hidden neuron costs {min(costs)} to {max(costs)} parameters, "
             "depending on the block; a budget needs them alike. Use --search amp."
         )
+    cost = costs.pop()
     kind, value = config.budget
     total = sum(hidden)
     profile = profile_model(model)
@@ -102,7 +106,7 @@ def plan_budget(model: VisionModel, config: PruneConfig, *, multiple: int) -> Bu
     if kind == "mlp_keep":
         neurons, per_neuron = value * total, 1 / total
     elif kind == "params_cut":
-        per_neuron = costs.pop() / profile.params
+        per_neuron = cost / profile.params
         added = _new_biases(model, config) / profile.params
         neurons = total - (value + added) / per_neuron
     else:
@@ -132,4 +136,5 @@ def plan_budget(model: VisionModel, config: PruneConfig, *, multiple: int) -> Bu
             f"neurons, so nothing would be removed from {model.spec.name}. Ask for more, or lower "
             "--width-multiple."
         )
-    return Budget(neurons=neurons, hidden=hidden, multiple=multiple, minimum=minimum)
+    params = profile.params - round((total - neurons) * cost) + _new_biases(model, config)
+    return dataclasses.replace(budget, neurons=neurons, params=params)

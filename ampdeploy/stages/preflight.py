@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from ampdeploy.config import BuildConfig
 from ampdeploy.errors import MissingDependencyError
 from ampdeploy.optional import install_line
 from ampdeploy.stages import inputs
 
 
-def preflight(config: BuildConfig) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Expected:
+    """What is known about the result before anything runs."""
+
+    params_dense: int
+    params: int | None
+    """After pruning, within half a grid step; None: AMP's search finds its own size."""
+    multiple: int
+    """Grid of the widths."""
+
+
+def preflight(config: BuildConfig) -> Expected:
     """Everything that can fail cheaply, before anything expensive starts.
 
     Raises:
@@ -16,6 +29,7 @@ def preflight(config: BuildConfig) -> None:
     """
     from ampdeploy.models.build import build_model
     from ampdeploy.models.device import resolve_device
+    from ampdeploy.models.profile import count_params
     from ampdeploy.prune.budget import plan_budget
     from ampdeploy.targets.base import get_target
 
@@ -28,10 +42,14 @@ def preflight(config: BuildConfig) -> None:
         check_engine_host(config)
     else:
         get_target(config.target).check()
+    # Knows on meta tensors whether the budget can be met, before weights are fetched.
+    model = build_model(config.model.name, image_size=config.model.image_size, device="meta")
+    expected = None
     if config.prune.search == "divergence":
-        # Knows on meta tensors whether the budget can be met, before weights are fetched.
-        model = build_model(config.model.name, image_size=config.model.image_size, device="meta")
-        plan_budget(model, config.prune, multiple=config.width_multiple)
+        expected = plan_budget(model, config.prune, multiple=config.width_multiple).params
+    return Expected(
+        params_dense=count_params(model), params=expected, multiple=config.width_multiple
+    )
 
 
 def check_engine_host(config: BuildConfig) -> None:

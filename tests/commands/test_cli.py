@@ -22,7 +22,7 @@ OPTIONS = {
     "prune": "--batch --calib --calib-images --criterion --device --dry-run --entropy-threshold "
     "--eval --eval-images --flops-cut --image-size --inv-temperature --json --micro-batch "
     "--min-width --mlp-keep --model --no-resume --out --params-cut --quiet --repair --resume "
-    "--search --seed --verbose --weights --width-multiple -q -v",
+    "--search --seed --target --verbose --weights --width-multiple -q -v",
     "distill": "--autocast --base-lr --batch-size --device --epochs --images --json --min-scale "
     "--plain-augment --quiet --strong-augment --verbose --warmup-epochs -q -v run",
     "export": "--json --max-relative-diff --opset --quiet --verbose -q -v run",

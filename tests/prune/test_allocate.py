@@ -12,7 +12,9 @@ from ampdeploy.prune.budget import Budget
 
 
 def make_budget(hidden, neurons, *, multiple=8, minimum=8):
-    return Budget(neurons=neurons, hidden=tuple(hidden), multiple=multiple, minimum=minimum)
+    return Budget(
+        neurons=neurons, params=0, hidden=tuple(hidden), multiple=multiple, minimum=minimum
+    )
 
 
 def random_curves(hidden, seed, *, convex):
