@@ -189,6 +189,8 @@ def plan(config: BuildConfig) -> list[Stage]:
 def build(config: BuildConfig, *, until: str = "report") -> Run:
     """Run the pipeline, or what is left of it, and return the finished run.
 
+    With a deferred engine, a finished run is also packed as a bundle, ``<run>-bundle``.
+
     Args:
         config: Everything the build does.
         until: The last stage to run.
@@ -204,7 +206,17 @@ def build(config: BuildConfig, *, until: str = "report") -> Run:
         for stage in _until(plan(config), until):
             _run_stage(run, stage)
         run.save_config()
+    if config.builds_engine and config.engine.when == "deferred" and until == "report":
+        _pack(config.folder)
     return run
+
+
+def _pack(folder: Path) -> None:
+    """What the device builds the engine from."""
+    from ampdeploy.device.pack import pack_run
+
+    packed = pack_run(folder)
+    log.info("bundle  %s: on the device, run `ampdeploy engine` on it", packed.path)
 
 
 def rerun_config(folder: Path) -> BuildConfig:

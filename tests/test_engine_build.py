@@ -11,6 +11,7 @@ import pytest
 from ampdeploy import artifacts
 from ampdeploy.artifacts import Manifest, sha256_file
 from ampdeploy.cli import main
+from ampdeploy.device.bundle import read_bundle
 from ampdeploy.device.engine_file import check_plan_file, read_manifest
 from ampdeploy.device.platform import device_facts
 from ampdeploy.pipeline import rerun_config
@@ -110,6 +111,8 @@ def test_a_deferred_build_has_everything_but_the_engine(deferred):
     names = {path.name for path in deferred.iterdir()}
     assert {artifacts.MODEL_FP16_ONNX, artifacts.BASELINE_FP16_ONNX} <= names
     assert not {artifacts.ENGINE_PLAN, artifacts.BASELINE_PLAN} & names
+    bundle = read_bundle(deferred.with_name("deferred-bundle"))
+    assert bundle.manifest.onnx == artifacts.MODEL_FP16_ONNX
     report = Report.read(deferred / artifacts.REPORT_JSON)
     assert report.why["engine"] == "it is built on the device, from the bundle"
     assert rerun_config(deferred).engine.when == "deferred"

@@ -26,11 +26,13 @@ OPTIONS = {
     "distill": "--autocast --base-lr --batch-size --device --epochs --images --json --min-scale "
     "--plain-augment --quiet --strong-augment --verbose --warmup-epochs -q -v run",
     "export": "--json --max-relative-diff --opset --quiet --verbose -q -v run",
+    "engine": "--json --no-compare --out --quiet --target --untested --verbose -q -v path",
     "eval": "--baseline --images --json --labels --limit --no-labels --quiet --run --seed "
     "--target --verbose -q -v artifact",
     "bench": "--baseline --batches --images --json --min-runs --quiet --run --seconds --target "
     "--threads --verbose -q -v artifact",
     "report": "--json --markdown --quiet --update --verbose -q -v path",
+    "bundle": "--json --out --quiet --verbose -q -v run",
     "inspect": "--image-size --json --model --quiet --verbose -q -v checkpoint",
     "models": "--json --quiet --verbose -q -v",
     "doctor": "--json --quiet --verbose -q -v",
