@@ -271,7 +271,7 @@ def extract(runners: Sequence[Runner], batches: Iterable[np.ndarray]) -> tuple[n
     Raises:
         DataError: There are no batches.
     """
-    rows = [tuple(runner.run(batch)[FEATURES] for runner in runners) for batch in batches]
+    rows = [tuple(runner.run_all(batch)[FEATURES] for runner in runners) for batch in batches]
     if not rows:
         names = ", ".join(runner.name for runner in runners)
         raise DataError(f"{names}: given no images to run on. Use a folder with at least one.")
@@ -284,5 +284,5 @@ def compare(
     """Run both models over the same batches; the result holds features and fidelity."""
     accumulator = FidelityAccumulator(k=k)
     for batch in batches:
-        accumulator.add(reference.run(batch), candidate.run(batch))
+        accumulator.add(reference.run_all(batch), candidate.run_all(batch))
     return accumulator

@@ -49,7 +49,7 @@ class Runner(ABC):
         image_size: int,
         output_names: tuple[str, ...],
         device: str = "cpu",
-        fixed_batch: int | None = None,
+        batches: tuple[int, int | None] = (1, None),
     ) -> None:
         """Describe the loaded model.
 
@@ -58,13 +58,13 @@ class Runner(ABC):
             image_size: Side S of the square input, pixels.
             output_names: Names of what `run` returns, "features" among them.
             device: Where it computes: ``cpu`` or ``cuda``.
-            fixed_batch: The only batch size it accepts; None: any.
+            batches: Smallest and largest batch that it accepts; None: no limit.
         """
         self._name = name
         self._image_size = image_size
         self._output_names = output_names
         self._device = device
-        self._fixed_batch = fixed_batch
+        self._batches = batches
         self._closed = False
 
     @property
@@ -104,6 +104,31 @@ class Runner(ABC):
         self._check(images)
         return self._run_impl(images)
 
+    def run_all(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """`run` for any number of images: cut at the largest batch, filled up to the smallest.
+
+        For results, not for timing: what fills a batch is computed and dropped.
+
+        Args:
+            images: (N, 3, S, S), as `run` takes them.
+
+        Returns:
+            As `run`, for all N images.
+
+        Raises:
+            AmpDeployError: As `run`.
+        """
+        smallest, largest = self._batches
+        step = largest or max(len(images), 1)
+        parts = []
+        for start in range(0, max(len(images), 1), step):
+            part = images[start : start + step]
+            # Repeated, not zeros: the last images of a real batch are real too.
+            filled = part[np.arange(max(smallest, len(part))) % len(part)] if len(part) else part
+            outputs = self.run(filled if len(filled) > len(part) else part)
+            parts.append({name: value[: len(part)] for name, value in outputs.items()})
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
     def _check(self, images: np.ndarray) -> None:
         size = self.image_size
         wanted = f"{self.name} takes C-contiguous float32 images of shape (B, 3, {size}, {size})"
@@ -120,10 +145,13 @@ class Runner(ABC):
                 f"{wanted}; the shape is {images.shape}. Resize to {size} pixels and put the "
                 "channels first, as the model's own transform does."
             )
-        if self._fixed_batch is not None and len(images) != self._fixed_batch:
+        smallest, largest = self._batches
+        if not smallest <= len(images) <= (largest or len(images)):
+            sizes = f"exactly {smallest}" if smallest == largest else f"{smallest} to {largest}"
             raise AmpDeployError(
-                f"{self.name} was exported for batches of exactly {self._fixed_batch}; it was "
-                f"given {len(images)} images. Export it again with a dynamic batch."
+                f"{self.name} was built for batches of {sizes}; it was given {len(images)} images. "
+                "Pass batches of that size, or build it with others: --engine-batch for an "
+                "engine, a dynamic batch for an ONNX file."
             )
         if not images.flags.c_contiguous:
             raise AmpDeployError(

@@ -39,7 +39,7 @@ class OrtRunner(Runner):
             image_size=takes.size,
             output_names=tuple(n for n in OUTPUTS if n in found),
             device="cuda" if CUDA in session.get_providers() else "cpu",
-            fixed_batch=takes.batch,
+            batches=(takes.batch or 1, takes.batch),
         )
         self._session: onnxruntime.InferenceSession | None = session
 

@@ -54,15 +54,16 @@ class TrtRunner(Runner):
             self._images = next(tensor for tensor in tensors if tensor.is_input)
             self._outputs = [tensor for tensor in tensors if not tensor.is_input]
             found = {tensor.name for tensor in self._outputs}
+            self._batch_range = loaded.batch_range()
             super().__init__(
                 name=name,
                 image_size=self._images.shape[-1],
                 output_names=tuple(n for n in OUTPUTS if n in found),
                 device="cuda",
+                batches=(self._batch_range[0], self._batch_range[-1]),
             )
             self._loaded = loaded
             self._cuda = cuda
-            self._batch_range = loaded.batch_range()
             self._batch = 0  # of the shapes that the context has now; 0: none yet
             self._computed = False  # the outputs on the device are those of the last upload
             self._graph: cu.Graph | None = None
@@ -155,16 +156,6 @@ class TrtRunner(Runner):
         except BaseException:
             self._failed = True
             raise
-
-    def _check(self, images: np.ndarray) -> None:
-        super()._check(images)
-        smallest, _, largest = self.batch_range
-        if not smallest <= len(images) <= largest:
-            raise AmpDeployError(
-                f"{self.name} was built for batches of {smallest} to {largest}; it was given "
-                f"{len(images)} images. Pass batches of that size, or build the engine with "
-                "another --batch MIN,OPT,MAX."
-            )
 
     def _upload(self, images: np.ndarray) -> None:
         self._computed = False

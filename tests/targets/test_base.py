@@ -16,13 +16,13 @@ SIZE = 4
 class MeanRunner(Runner):
     """Features are the mean of each channel."""
 
-    def __init__(self, *, fixed_batch: int | None = None) -> None:
-        super().__init__(
-            name="mean", image_size=SIZE, output_names=("features",), fixed_batch=fixed_batch
-        )
+    def __init__(self, *, batches: tuple[int, int | None] = (1, None)) -> None:
+        super().__init__(name="mean", image_size=SIZE, output_names=("features",), batches=batches)
         self.closed_times = 0
+        self.ran: list[int] = []
 
     def _run_impl(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        self.ran.append(len(images))
         return {"features": images.mean(axis=(2, 3))}
 
     def _close_impl(self) -> None:
@@ -59,10 +59,36 @@ def test_other_images_are_refused_with_what_was_seen_and_expected(images, seen):
 
 
 def test_fixed_batch_is_enforced():
-    with MeanRunner(fixed_batch=2) as runner:
+    with MeanRunner(batches=(2, 2)) as runner:
         runner.run(ones(2, 3, SIZE, SIZE))
         with pytest.raises(AmpDeployError, match=r"exactly 2; it was given 3"):
             runner.run(ones(3, 3, SIZE, SIZE))
+    with (
+        MeanRunner(batches=(2, 4)) as runner,
+        pytest.raises(AmpDeployError, match=r"2 to 4; it was given 1"),
+    ):
+        runner.run(ones(1, 3, SIZE, SIZE))
+
+
+@pytest.mark.parametrize(
+    ("batches", "count", "ran"),
+    [
+        ((1, None), 7, [7]),
+        ((1, 3), 7, [3, 3, 1]),
+        ((2, 3), 7, [3, 3, 2]),
+        ((8, 8), 7, [8]),
+        ((8, 8), 3, [8]),
+        ((8, 8), 16, [8, 8]),
+    ],
+)
+def test_any_number_of_images_runs_in_the_batches_that_there_are(batches, count, ran):
+    images = np.random.default_rng(0).random((count, 3, SIZE, SIZE), dtype=np.float32)
+    with MeanRunner(batches=batches) as runner:
+        out = runner.run_all(images)
+        np.testing.assert_allclose(out["features"], images.mean(axis=(2, 3)), rtol=1e-6)
+        assert runner.ran == ran
+        with pytest.raises(AmpDeployError, match=r"shape is \(0, 3, 4, 4\)"):
+            runner.run_all(images[:0])
 
 
 def test_leaving_the_block_closes_once_and_running_then_is_a_bug():

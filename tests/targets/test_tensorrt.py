@@ -240,7 +240,9 @@ def test_images_are_checked_like_those_of_every_runner(tmp_path, trt):
 @pytest.mark.parametrize("method", ["run", "upload"])
 def test_a_batch_outside_the_profile_names_both(tmp_path, gpu, trt, method):
     with TrtTarget().open(write_engine(tmp_path)) as runner:
-        with pytest.raises(AmpDeployError, match=r"batches of 1 to 3; it was given 4 .*--batch"):
+        with pytest.raises(
+            AmpDeployError, match=r"batches of 1 to 3; it was given 4 .*--engine-batch"
+        ):
             getattr(runner, method)(images(4))
         assert "set_input_shape" not in gpu.calls
         assert_expected(runner.run(images(3)), images(3))
