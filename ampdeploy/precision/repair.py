@@ -19,6 +19,7 @@ import numpy as np
 from onnxscript import ir
 
 from ampdeploy.config import PrecisionConfig
+from ampdeploy.device.network_precision import MIN_HALF_SHARE
 from ampdeploy.errors import VerificationError
 from ampdeploy.export.names import IMAGES
 from ampdeploy.precision.compare import Judgement, Reference, judge
@@ -49,9 +50,6 @@ LADDER: tuple[tuple[str, ...], ...] = (
     KINDS,
 )
 JUDGE_BATCH = 2
-# Share of the linears' weights that must compute in FP16: a graph with less is an FP32 one, and
-# was not what was asked for.
-MIN_HALF_SHARE = 2 / 3
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,6 +33,8 @@ FP16_MIN_NORMAL = 2.0**-14
 # Half of FP16's spacing is 2**-11 of a value; weights of one size lose about 0.6 of that together.
 # Twice as much means that many of them are subnormal.
 MAX_WEIGHT_ERROR = 2.0**-10
+# Pointwise operations of one activation function: tanh GELU, the longest, has seven in a row.
+ACTIVATION_STEPS = 8
 # What a norm is made of where it was taken apart: squares and their means.
 NORM_PARTS = frozenset(("ReduceMean", "ReduceSum", "ReduceL2", "Pow", "Sqrt", "Reciprocal"))
 
@@ -177,7 +179,7 @@ class GatedProducts(Rule):
         return "the product of two activations, the gate's and the value's: FP32"
 
 
-def _leads_to(value: ir.Value, source: ir.Value, steps: int = 4) -> bool:
+def _leads_to(value: ir.Value, source: ir.Value, steps: int = ACTIVATION_STEPS) -> bool:
     """Whether `value` is computed from `source` within a few pointwise steps."""
     if value is source:
         return True
@@ -224,7 +226,8 @@ class Ranges(Rule):
         return f"{name} reaches {largest:.3g}, times {self._headroom:g} for other images: {remedy}"
 
     def scale(self, node: ir.Node) -> int | None:
-        if kind_of(node) != "linear" or node.op_type == "Conv":
+        # Not Gemm, nor Conv: their bias would be scaled back with the product.
+        if kind_of(node) != "linear" or node.op_type != "MatMul":
             return None
         largest, _ = self._largest(node)
         return max(1, math.ceil(math.log2(largest * self._headroom / FP16_MAX)))

@@ -49,6 +49,8 @@ class _Typing:
                 del self.graph.initializers[name]
 
     def _type_node(self, node: ir.Node) -> None:
+        if node.op_type == "Cast":
+            return  # says itself what it makes, of whatever it is given
         decision = self.decisions.get(node.name or "")
         if decision is not None and decision.scale is not None:
             self._scaled(node, decision.scale)

@@ -11,14 +11,15 @@ import torch
 from onnxscript import ir
 
 from ampdeploy.errors import ArtifactError, DataError, VerificationError
+from ampdeploy.export.onnx import export_onnx
 from ampdeploy.export.write import write_graph
 from ampdeploy.precision import emulate
 from ampdeploy.precision.emulate import emulation
 from ampdeploy.precision.graph import GEMMS, block_outputs, kind_of, load_model
 from ampdeploy.precision.ranges import measure_ranges
 from ampdeploy.precision.repair import to_plain
-from ampdeploy.precision.rules import scan_weight
-from tests.mlp_kinds import BACKBONES
+from ampdeploy.precision.rules import GatedProducts, Ranges, scan_weight
+from tests.mlp_kinds import BACKBONES, make
 from tests.precision.conftest import FP16, images
 
 HALF, FLOAT = ir.DataType.FLOAT16, ir.DataType.FLOAT
@@ -165,3 +166,38 @@ def test_a_graph_of_somebody_else_is_refused(tmp_path):
     onnx.save(onnx.helper.make_model(graph), path)
     with pytest.raises(ArtifactError, match="names the blocks"):
         block_outputs(load_model(path))
+
+
+@pytest.mark.parametrize(
+    ("op", "large", "expected"),
+    [
+        ("MatMul", 3e5, 5),  # 3e5 * 4 / 65504 is between 2**4 and 2**5
+        ("MatMul", 1e4, None),
+        ("Gemm", 3e5, None),  # its bias would be scaled back with the product
+        ("Add", 3e5, None),
+    ],
+)
+def test_only_a_product_without_bias_is_scaled(op, large, expected):
+    def value(name, stored=False):
+        tensor = ir.tensor(np.ones((2, 2), np.float32), name=name) if stored else None
+        return ir.Value(name=name, const_value=tensor, type=ir.TensorType(FLOAT))
+
+    node = ir.node(op, [value("x"), value("w", stored=True)], name="blocks.0.mlp.fc2/it")
+    node.outputs[0].name, node.outputs[0].type = "y", ir.TensorType(FLOAT)
+    rule = Ranges({"x": large, "y": 1.0}, headroom=4.0)
+    decision = rule.decide(node)
+    assert (decision is None) == (large * 4 <= 65504)
+    if decision is not None:
+        assert decision.scale == expected
+
+
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+def test_activation_functions_are_no_gated_products(approximate, tmp_path):
+    """x * Phi(x), however it is written, is no larger than x."""
+    model = make("plain")
+    for block in model.backbone.blocks:
+        block.mlp.act = torch.nn.GELU(approximate=approximate)
+    path = tmp_path / "model.onnx"
+    export_onnx(model, path, opset=18)
+    graph = load_model(path)
+    assert not [node for node in graph.graph if GatedProducts().decide(node)]
