@@ -4,8 +4,9 @@ ONNX Runtime's CPU kernels hide FP16: where it has none for an operator it compu
 drops the casts between neighbours, so a value of 120000 passes through FP16 tensors unharmed, at
 every optimisation level. Here every FP16 node computes in float32 and its result is rounded to
 FP16 by a cast of its own, which no rewriting may remove: 120000 becomes infinite. For one
-operation that is FP16 to the bit (float32 has more than twice its digits); for sums it is FP16
-with float32 accumulation, which is what tensor cores do.
+operation that is FP16 to the bit (float32 has more than twice its digits). Sums are emulated with
+float32 accumulators, as most tensor core kernels have them; one that accumulates in FP16 loses
+more, which only the device can tell: an engine is tested there before it is trusted.
 """
 
 from __future__ import annotations

@@ -123,8 +123,8 @@ def block_outputs(model: ir.Model) -> dict[int, ir.Value]:
     return dict(sorted(found.items()))
 
 
-def named_nodes(model: ir.Model) -> Iterator[tuple[str, ir.Node]]:
-    """Every computing node with its name."""
+def typed_nodes(model: ir.Model) -> Iterator[ir.Node]:
+    """Every node whose tensors get a type: those that compute, and those that move."""
     for node in model.graph:
-        if computes(node):
-            yield node.name or "", node
+        if computes(node) or (node.op_type in MOVEMENT and float_outputs(node)):
+            yield node

@@ -1,8 +1,6 @@
 """A typed FP16 graph that was seen to be right, the cheapest that is, or a refusal.
 
-Starts from what the rules ask for. Where the result misses the bar, the first block that does is
-found and its parts are moved to FP32 one kind at a time, cheapest first, until it agrees; if no
-kind alone is enough, the whole block is. Islands that turn out not to be needed are taken back.
+Starts from what the rules ask for; where that is not enough, `ladder` finds islands of FP32.
 """
 
 from __future__ import annotations
@@ -24,7 +22,8 @@ from ampdeploy.errors import VerificationError
 from ampdeploy.export.names import IMAGES
 from ampdeploy.precision.compare import Judgement, Reference, judge
 from ampdeploy.precision.emulate import emulation
-from ampdeploy.precision.graph import GEMMS, HALF, KINDS, block_outputs, load_model, weights
+from ampdeploy.precision.graph import GEMMS, HALF, block_outputs, load_model, weights
+from ampdeploy.precision.ladder import OUTSIDE, Islands, find_islands
 from ampdeploy.precision.rules import (
     Decision,
     GatedProducts,
@@ -40,15 +39,6 @@ from ampdeploy.precision.rules import (
 from ampdeploy.precision.typed import apply_types
 from ampdeploy.progress import log, track
 
-# What a block's repair moves to FP32, cheapest first. Norms and softmax are FP32 already.
-LADDER: tuple[tuple[str, ...], ...] = (
-    ("residual",),
-    ("pointwise",),
-    ("residual", "pointwise"),
-    ("attention",),
-    ("linear",),
-    KINDS,
-)
 JUDGE_BATCH = 2
 
 
@@ -56,8 +46,8 @@ JUDGE_BATCH = 2
 class Attempt:
     """One variant of the graph that was tried."""
 
-    islands: dict[int, tuple[str, ...]]
-    """Block -> kinds of nodes in FP32 by repair."""
+    islands: Islands
+    """Block -> kinds of nodes in FP32 by repair; `ladder.OUTSIDE`: stem and head."""
     judgement: Judgement
 
 
@@ -70,7 +60,7 @@ class Typed:
     weights: dict[str, WeightFacts]
     judgement: Judgement
     attempts: list[Attempt]
-    islands: dict[int, tuple[str, ...]]
+    islands: Islands
 
 
 class _Workshop:
@@ -98,17 +88,20 @@ class _Workshop:
         ]
         self.attempts: list[Attempt] = []
 
-    def make(self, islands: Mapping[int, tuple[str, ...]]) -> tuple[ir.Model, list[Decision]]:
+    def make(self, islands: Islands) -> tuple[ir.Model, list[Decision]]:
         """The typed graph with these islands, and why each node is what it is."""
         model = load_model(self.path)
         extra = [
-            Island(block, kinds, f"repair of block {block}") for block, kinds in islands.items()
+            Island(None, kinds, "repair of stem and head")
+            if block == OUTSIDE
+            else Island(block, kinds, f"repair of block {block}")
+            for block, kinds in islands.items()
         ]
         decisions = decide(model, [*self.rules, *extra])
         apply_types(model, decisions)
         return model, decisions
 
-    def judge(self, islands: Mapping[int, tuple[str, ...]]) -> Judgement:
+    def judge(self, islands: Islands) -> Judgement:
         """What the graph with these islands computes, against PyTorch."""
         model, _ = self.make(islands)
         images = self.reference.images
@@ -141,14 +134,9 @@ def type_graph(
         ArtifactError: The file cannot be used.
     """
     shop = _Workshop(path, ranges, reference, config)
-    islands: dict[int, tuple[str, ...]] = {}
-    judgement = shop.judge(islands)
-    while not judgement.passes(config.min_cosine_p1):
-        block = _worst_block(judgement, islands, config.min_cosine_p1)
-        if block is None:
-            _refuse(path, judgement, config)
-        islands, judgement = _repair_block(shop, islands, block, judgement)
-    islands, judgement = _take_back(shop, islands, judgement)
+    islands, judgement = find_islands(shop.judge, config.min_cosine_p1)
+    if not judgement.passes(config.min_cosine_p1):
+        _refuse(path, judgement, config)
     model, decisions = shop.make(islands)
     share = half_share(model)
     if share < MIN_HALF_SHARE:
@@ -168,69 +156,23 @@ def type_graph(
     )
 
 
-def _worst_block(
-    judgement: Judgement, islands: Mapping[int, tuple[str, ...]], bar: float
-) -> int | None:
-    """Where to repair next: the first block that fails; where that is FP32 already, or only an
-    output fails, the one before it in which most is lost. None: everything was tried."""
-    failing = judgement.first_failing(bar)
-    if failing is not None and islands.get(failing) != KINDS:
-        return failing
-    losses = {
-        block: loss
-        for block, loss in judgement.losses().items()
-        if islands.get(block) != KINDS and (failing is None or block < failing)
-    }
-    return max(losses, key=lambda block: losses[block]) if losses else None
-
-
-def _repair_block(
-    shop: _Workshop,
-    islands: dict[int, tuple[str, ...]],
-    block: int,
-    before: Judgement,
-) -> tuple[dict[int, tuple[str, ...]], Judgement]:
-    """The first rung with which this block and those before it agree; else the whole block.
-
-    Where no block fails but an output does, a rung is enough only if it mends the output: every
-    round of the repair either goes on to a later block or uses one up.
-    """
-    bar = shop.config.min_cosine_p1
-    only_outputs = before.first_failing(bar) is None
-    log.info("        block %d in FP16: %s; repairing", block, before.blocks[block])
-    for kinds in LADDER:
-        tried = {**islands, block: kinds}
-        judgement = shop.judge(tried)
-        failing = judgement.first_failing(bar)
-        agrees = not only_outputs and (failing is None or failing > block)
-        if agrees or judgement.passes(bar):
-            break
-    return tried, judgement
-
-
-def _take_back(
-    shop: _Workshop, islands: dict[int, tuple[str, ...]], judgement: Judgement
-) -> tuple[dict[int, tuple[str, ...]], Judgement]:
-    """Drop islands that later ones made unnecessary."""
-    if len(islands) < 2:
-        return islands, judgement
-    for block in list(islands):
-        fewer = {other: kinds for other, kinds in islands.items() if other != block}
-        without = shop.judge(fewer)
-        if without.passes(shop.config.min_cosine_p1):
-            islands, judgement = fewer, without
-    return islands, judgement
-
-
 def _refuse(path: Path, judgement: Judgement, config: PrecisionConfig) -> NoReturn:
-    outputs = "; ".join(f"{name}: {seen}" for name, seen in judgement.outputs.items())
-    block = judgement.first_failing(config.min_cosine_p1)
-    where = "" if block is None else f" Block {block} is the first to fail, even in FP32:"
-    seen = "" if block is None else f" {judgement.blocks[block]}."
+    bar = config.min_cosine_p1
+    faults = {name: seen.fault(bar) for name, seen in judgement.outputs.items()}
+    listed = "; ".join(f"{name}: {fault}" for name, fault in faults.items() if fault)
+    block = judgement.first_failing(bar)
+    where = ""
+    if block is not None:
+        fault = judgement.blocks[block].fault(bar)
+        where = f" Block {block} is the first to fail, with it and all before it in FP32: {fault}."
+    advice = "Build with --precision fp32."
+    if not any(seen.not_finite for seen in judgement.outputs.values()):
+        advice = (
+            "Lower --min-cosine-p1 if that is close enough for you, or build with --precision fp32."
+        )
     raise VerificationError(
-        f"{path.name} cannot be typed to FP16: its outputs miss cosine p1 "
-        f"{config.min_cosine_p1:g} to PyTorch ({outputs}).{where}{seen} No FP16 file was written. "
-        "Lower --min-cosine-p1 if that is close enough for you, or build with --precision fp32."
+        f"{path.name} cannot be typed to FP16: its outputs are further from PyTorch than a cosine "
+        f"p1 of {bar:g} allows ({listed}).{where} No FP16 file was written. {advice}"
     )
 
 
@@ -256,12 +198,13 @@ def _say(
     path: Path,
     decisions: list[Decision],
     judgement: Judgement,
-    islands: Mapping[int, tuple[str, ...]],
+    islands: Islands,
 ) -> None:
     outputs = "; ".join(f"{name} {seen}" for name, seen in judgement.outputs.items())
     log.info("typed %s: %d nodes not plain FP16; %s", path.name, len(decisions), outputs)
     for block, kinds in islands.items():
-        log.info("        block %d keeps its %s in FP32", block, ", ".join(kinds))
+        where = "stem and head keep" if block == OUTSIDE else f"block {block} keeps"
+        log.info("        %s in FP32: %s", where, ", ".join(sorted(kinds)))
 
 
 def to_plain(typed: Typed, ranges: Mapping[str, float], config: PrecisionConfig) -> dict[str, Any]:
@@ -272,7 +215,7 @@ def to_plain(typed: Typed, ranges: Mapping[str, float], config: PrecisionConfig)
         "precision": config.precision,
         "bar": {"cosine_p1": config.min_cosine_p1, "headroom": config.headroom},
         "decisions": [dataclasses.asdict(decision) for decision in typed.decisions],
-        "islands": {str(block): list(kinds) for block, kinds in typed.islands.items()},
+        "islands": _islands(typed.islands),
         "largest_tensors": dict(worst),
         "image_input": IMAGES,
         "weights": {
@@ -284,11 +227,18 @@ def to_plain(typed: Typed, ranges: Mapping[str, float], config: PrecisionConfig)
         "judgement": _judgement(typed.judgement),
         "attempts": [
             {
-                "islands": {str(block): list(kinds) for block, kinds in attempt.islands.items()},
+                "islands": _islands(attempt.islands),
                 "outputs": _judgement(attempt.judgement)["outputs"],
             }
             for attempt in typed.attempts
         ],
+    }
+
+
+def _islands(islands: Islands) -> dict[str, list[str]]:
+    return {
+        "outside" if block == OUTSIDE else str(block): sorted(kinds)
+        for block, kinds in islands.items()
     }
 
 

@@ -21,9 +21,10 @@ from ampdeploy.precision.graph import (
     SOFTMAX,
     activations,
     block_of,
+    computes,
     float_outputs,
     kind_of,
-    named_nodes,
+    typed_nodes,
     weights,
 )
 
@@ -100,9 +101,9 @@ def scan_weight(value: ir.Value) -> WeightFacts:
 
 
 def scan_weights(model: ir.Model) -> dict[str, WeightFacts]:
-    """`scan_weight` of everything that a computing node stores, by name."""
+    """`scan_weight` of every float tensor that is stored, by name."""
     found: dict[str, WeightFacts] = {}
-    for _, node in named_nodes(model):
+    for node in typed_nodes(model):
         for value in weights(node):
             if value.name not in found:
                 found[value.name or ""] = scan_weight(value)
@@ -113,6 +114,9 @@ class Rule(ABC):
     """One reason for a node to stay out of plain FP16."""
 
     name: ClassVar[str]
+    about_movement: ClassVar[bool] = False
+    """Whether it also looks at nodes that compute nothing, such as the one that repeats the CLS
+    token."""
 
     def decide(self, node: ir.Node) -> Decision | None:
         """The decision about `node`, or None where the rule has nothing against FP16."""
@@ -193,6 +197,7 @@ class Weights(Rule):
     """Stored tensors that FP16 cannot hold."""
 
     name = "weights"
+    about_movement = True
 
     def __init__(self, facts: Mapping[str, WeightFacts]) -> None:
         self._facts = facts
@@ -249,13 +254,14 @@ class Island(Rule):
 
 
 def decide(model: ir.Model, rules: Sequence[Rule]) -> list[Decision]:
-    """What becomes of every computing node that does not simply become FP16.
+    """What becomes of every node that does not simply become FP16.
 
     The first rule that gives FP32 wins; a scaled product is only chosen where no rule does.
     """
     decisions = []
-    for _, node in named_nodes(model):
-        found = [decision for rule in rules for decision in [rule.decide(node)] if decision]
+    for node in typed_nodes(model):
+        asked = rules if computes(node) else [rule for rule in rules if rule.about_movement]
+        found = [decision for rule in asked for decision in [rule.decide(node)] if decision]
         found.sort(key=lambda decision: decision.scale is not None)
         decisions += found[:1]
     return decisions

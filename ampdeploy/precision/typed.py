@@ -37,11 +37,10 @@ class _Typing:
         self.stored: dict[tuple[str, ir.DataType], ir.Value] = {}
 
     def run(self) -> None:
-        outputs = list(self.graph.outputs)
         for node in list(self.graph):
             if any(is_float(value) for value in node.outputs):
                 self._type_node(node)
-        for position, value in enumerate(outputs):
+        for position, value in enumerate(list(self.graph.outputs)):
             if value.dtype == HALF:
                 self._float_output(position, value)
         for name, value in list(self.graph.initializers.items()):
@@ -57,7 +56,7 @@ class _Typing:
             return
         wanted = FLOAT if decision is not None else HALF
         if node.op_type in MOVEMENT:
-            wanted = self._moved(node)
+            wanted = FLOAT if decision is not None else self._moved(node)
         elif not activations(node):
             wanted = FLOAT if not any(is_float(v) for v in node.inputs) else wanted
         for position, value in enumerate(node.inputs):
@@ -86,18 +85,25 @@ class _Typing:
                 node.replace_input_with(position, self._as(given, HALF, before=node))
         (result,) = node.outputs
         users = list(result.uses())
+        outputs = [place for place, value in enumerate(self.graph.outputs) if value is result]
+        name = result.name
+        if outputs:
+            result.name = f"{name}_product"
         result.dtype = HALF
         back = ir.node(
             "Cast", [result], {"to": int(FLOAT)}, name=f"{node.name}/scaled", num_outputs=1
         )
         up = ir.node("Mul", [back.outputs[0], self._factor(exponent)], name=f"{node.name}/scale_up")
-        for new, name in ((back, "scaled"), (up, "scale_up")):
-            new.outputs[0].name = f"{result.name}_{name}"
+        for new, suffix in ((back, "scaled"), (up, "scale_up")):
+            new.outputs[0].name = f"{result.name}_{suffix}"
             new.outputs[0].type = ir.TensorType(FLOAT)
             new.outputs[0].shape = result.shape
         self.graph.insert_after(node, [back, up])
         for user, position in users:
             user.replace_input_with(position, up.outputs[0])
+        for place in outputs:  # outputs keep their name, and are float32 already
+            up.outputs[0].name = name
+            self.graph.outputs[place] = up.outputs[0]
 
     def _factor(self, exponent: int) -> ir.Value:
         name = f"two_to_{exponent}".replace("-", "minus_")

@@ -99,6 +99,22 @@ def tiny_scale(backbone) -> None:
         block.ls2.gamma.fill_(3.3e-7)
 
 
+def passing_offset(backbone) -> None:
+    """Block 0 adds 3000 to the residual stream and block 1 takes it away again.
+
+    In range, so no rule minds; in between FP16 has steps of 2, and what matters is below them.
+    """
+    width = backbone.embed_dim
+    sign = torch.where(torch.arange(width) % 2 == 0, 3000.0, -3000.0)
+    backbone.blocks[0].mlp.fc2.bias.add_(sign)
+    backbone.blocks[1].mlp.fc2.bias.sub_(sign)
+
+
+def large_token(backbone) -> None:
+    """A CLS token that FP16 cannot hold; it reaches the graph through an Expand."""
+    backbone.cls_token[0, 0, 3] = 1e5
+
+
 def native(path: Path, batch: np.ndarray) -> dict[str, np.ndarray]:
     """What ONNX Runtime's own CPU kernels make of a typed file."""
     import onnxruntime as ort

@@ -15,15 +15,17 @@ from ampdeploy.precision.compare import agreement, judge
 from ampdeploy.precision.emulate import emulation
 from ampdeploy.precision.graph import block_outputs, load_model
 from ampdeploy.precision.ranges import measure_ranges
-from ampdeploy.precision.repair import half_share, type_graph
-from ampdeploy.precision.rules import Norms, Softmax, decide
+from ampdeploy.precision.repair import type_graph
+from ampdeploy.precision.rules import Decision, Norms, Softmax, decide
 from ampdeploy.precision.typed import apply_types
 from tests.precision.conftest import (
     FP16,
     large_gate,
     large_residuals,
+    large_token,
     large_weight,
     native,
+    passing_offset,
     tiny_scale,
 )
 
@@ -32,6 +34,8 @@ BROKEN = {
     "swiglu product": ("packed_swiglu", large_gate, "range"),
     "overflowing weight": ("plain", large_weight, "weights"),
     "subnormal layer scale": ("registers", tiny_scale, "weights"),
+    "cls token": ("plain", large_token, "weights"),
+    "passing offset": ("plain", passing_offset, "island"),
 }
 
 
@@ -56,7 +60,7 @@ def test_a_broken_model_is_repaired_and_says_why(case, name, tmp_path):
     typed = made.typed()
     assert rule in {decision.rule for decision in typed.decisions}
     assert typed.judgement.passes(FP16.min_cosine_p1)
-    assert half_share(typed.model) >= 0.5
+    assert bool(typed.islands) == (rule == "island")
     # Judged once more, from the file: what was written is what was judged.
     path = tmp_path / "typed.onnx"
     write_graph(typed.model, path)
@@ -72,6 +76,31 @@ def test_the_same_model_is_wrong_when_nobody_looks(case, name):
     judgement = emulate(naive(made.path), made)
     assert not judgement.passes(FP16.min_cosine_p1)
     assert sum(seen.not_finite for seen in judgement.blocks.values()) > 0
+
+
+def test_a_repair_is_the_least_that_is_enough(case):
+    """The offset is lost in the residual adds; nothing else has to be FP32."""
+    made = case("plain", passing_offset)
+    assert not emulate(naive(made.path), made).passes(FP16.min_cosine_p1)
+    typed = made.typed()
+    assert set(typed.islands) <= {0, 1}
+    assert all(kinds <= {"residual", "pointwise"} for kinds in typed.islands.values())
+    reasons = {d.reason for d in typed.decisions if d.rule == "island"}
+    assert reasons <= {"repair of block 0: FP32", "repair of block 1: FP32"}
+
+
+def test_a_scaled_product_that_is_an_output_keeps_its_scale(case):
+    made = case("plain")
+    model = load_model(made.path)
+    node = next(n for n in model.graph if n.name == "blocks.2.mlp.fc2/MatMul")
+    model.graph.outputs.append(node.outputs[0])
+    name = node.outputs[0].name
+    with emulation(load_model(made.path), near=made.path, watch=[name]) as exact:
+        expected = exact.run(made.reference.images)[name]
+    apply_types(model, [Decision(node=node.name, block=2, rule="range", reason="a test", scale=3)])
+    with emulation(model, near=made.path, watch=[]) as emulated:
+        found = emulated.run(made.reference.images)[name]
+    assert agreement(found, expected).passes(FP16.min_cosine_p1)
 
 
 def test_the_runtimes_own_kernels_hide_the_overflow_that_the_emulation_shows(case, tmp_path):
