@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -274,8 +275,26 @@ def prepare_folder(folder: Path) -> None:
 def remove_stale_temporaries(folder: Path) -> None:
     """Delete what a killed process left behind; call it only while holding `run_lock`."""
     for stale in folder.glob(".*.tmp"):
+        if stale.is_dir() and not stale.is_symlink():
+            shutil.rmtree(stale, ignore_errors=True)
+            continue
         with contextlib.suppress(OSError):
             stale.unlink()
+
+
+@contextlib.contextmanager
+def scratch_folder(near: Path) -> Iterator[Path]:
+    """A folder beside `near` for as long as the block runs: there is room for files of its size.
+
+    Raises:
+        AmpDeployError: It cannot be made.
+    """
+    with explain_os_errors(near.parent):
+        folder = Path(tempfile.mkdtemp(prefix=".scratch-", suffix=".tmp", dir=near.parent))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 Writer = Callable[[Path], None]

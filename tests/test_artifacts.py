@@ -114,6 +114,25 @@ def test_a_manifest_of_another_version_or_none_is_refused(tmp_path):
         Manifest.read(tmp_path)
 
 
+def test_what_a_killed_process_left_is_cleared(tmp_path):
+    """Files and scratch folders alike; `kill -9` runs no clean-up."""
+    code = f"""
+import os, pathlib
+from ampdeploy.artifacts import atomic_path, scratch_folder
+near = pathlib.Path({str(tmp_path)!r}) / "model.onnx"
+with scratch_folder(near) as folder, atomic_path(near) as temporary:
+    (folder / "graph.onnx").write_bytes(b"weights")
+    temporary.write_bytes(b"half")
+    os.kill(os.getpid(), 9)
+"""
+    assert subprocess.run([sys.executable, "-c", code]).returncode == -9
+    left = list(tmp_path.iterdir())
+    assert len(left) == 2
+    (tmp_path / "kept").mkdir()
+    artifacts.remove_stale_temporaries(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+
 def test_two_builds_cannot_share_a_folder(tmp_path):
     with (
         run_lock(tmp_path),

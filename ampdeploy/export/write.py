@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +10,8 @@ from typing import TYPE_CHECKING
 import onnx
 from onnxscript import ir
 
-from ampdeploy.artifacts import atomic_path
+from ampdeploy.artifacts import atomic_path, scratch_folder
+from ampdeploy.export.names import data_path
 from ampdeploy.export.session import open_session
 
 if TYPE_CHECKING:
@@ -21,11 +21,6 @@ if TYPE_CHECKING:
 SINGLE_FILE_LIMIT = 2**31 - 2**26
 # Weights below this stay in the graph file: shapes and axes must be readable without the data.
 EXTERNAL_TENSOR_MIN_BYTES = 1024
-
-
-def data_path(path: Path) -> Path:
-    """Where the weights of `path` go when they do not fit into one protobuf."""
-    return path.with_name(f"{path.name}.data")
 
 
 def weight_bytes(model: ir.Model) -> int:
@@ -86,7 +81,7 @@ def scratch_session(
             there is room there for weights of this size.
         optimise: Let ONNX Runtime rewrite the graph.
     """
-    with tempfile.TemporaryDirectory(prefix=".ampdeploy-", dir=near.parent) as folder:
-        path = Path(folder) / "graph.onnx"
+    with scratch_folder(near) as folder:
+        path = folder / "graph.onnx"
         write_graph(model, path)
         yield open_session(path, optimise=optimise)

@@ -8,6 +8,7 @@ from typing import Any
 
 from ampdeploy import __version__
 from ampdeploy.config import BuildConfig, PruneConfig
+from ampdeploy.export.names import data_path
 from ampdeploy.report.codec import from_plain
 from ampdeploy.report.result import (
     BlockWidth,
@@ -178,7 +179,7 @@ def _measured(
     return Measured(
         params=profile["params"],
         flops=profile["flops"],
-        file_bytes=file.stat().st_size,
+        file_bytes=_bytes_with_data(file),
         latency_ms=None
         if timed is None
         else {
@@ -220,6 +221,12 @@ def _engine(manifest: Mapping[str, Any]) -> EngineFacts:
         half_share=manifest["precision"]["half_share"],
         sha256=manifest["plan_sha256"],
     )
+
+
+def _bytes_with_data(file: Path) -> int:
+    """Of an ONNX file above 2 GB, the weights are in a file of their own."""
+    data = data_path(file)
+    return file.stat().st_size + (data.stat().st_size if data.is_file() else 0)
 
 
 def _dataset(images: Mapping[str, Any]) -> Dataset:

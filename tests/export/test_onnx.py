@@ -10,9 +10,9 @@ from torch import nn
 from ampdeploy.artifacts import sha256_file
 from ampdeploy.errors import AmpDeployError, UnsupportedModelError
 from ampdeploy.export.graph import check_graph, count_norms
+from ampdeploy.export.names import data_path
 from ampdeploy.export.onnx import export_onnx, reference_outputs
 from ampdeploy.export.verify import verify_onnx
-from ampdeploy.export.write import data_path
 from ampdeploy.models.build import build_model
 from ampdeploy.models.profile import count_params
 from tests.conftest import TINY

@@ -14,9 +14,9 @@ from ampdeploy.errors import (
     VerificationError,
 )
 from ampdeploy.export.graph import check_graph
+from ampdeploy.export.names import data_path
 from ampdeploy.export.onnx import export_onnx
 from ampdeploy.export.session import ImageInput, image_input, open_session
-from ampdeploy.export.write import data_path
 from tests.export.conftest import OPSET
 
 
