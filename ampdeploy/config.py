@@ -361,9 +361,9 @@ class EngineConfig:
     when: str = "now"
     """``now``, or ``deferred``: the engine is built on the device, from the bundle."""
     strip_weights: bool = False
-    """Leave the weights out of the plan; they are refitted from the ONNX file on the device."""
+    """Leave the weights out of the plan; opening it takes the ONNX file beside it."""
     memory_limit_bytes: int | None = None
-    """Bound of the builder's workspace; None: from the free memory."""
+    """What the builder may take; None: what is free, less a reserve."""
     compute_capabilities: tuple[str, ...] = ()
     """TensorRT-RTX only: the GPUs to build for, e.g. ``8.9``; empty: its default."""
 
@@ -444,6 +444,11 @@ class BuildConfig:
             raise ConfigError(
                 f"target {self.target} builds no engine that could be deferred. Leave --engine "
                 f"out, or choose --target {' or '.join(ENGINE_TARGETS)}."
+            )
+        if self.engine.memory_limit_bytes is not None and self.target not in ENGINE_TARGETS:
+            raise ConfigError(
+                f"target {self.target} builds no engine whose memory could be limited. Leave "
+                f"--memory-limit out, or choose --target {' or '.join(ENGINE_TARGETS)}."
             )
         if self.builds_engine:
             fewest, _, most = self.engine.batch

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -88,6 +89,23 @@ def integers(text: str, what: str) -> tuple[int, ...]:
         ) from error
 
 
+# Of 1024, as TensorRT counts.
+_MEMORY_UNITS = {"M": 1 << 20, "G": 1 << 30}
+
+
+def memory_size(text: str, what: str) -> int:
+    """``2GB`` and ``2048MB`` -> 2147483648 bytes; ``GiB`` and ``MiB`` are the same.
+
+    Raises:
+        ConfigError: Not an amount of memory above 0, with its unit.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([MG])i?B", text.strip(), re.IGNORECASE)
+    size = int(float(found[1]) * _MEMORY_UNITS[found[2].upper()]) if found else 0
+    if not size:
+        raise ConfigError(f"{what} {text!r} is no amount of memory. Write it like 2GB or 512MB.")
+    return size
+
+
 model_options = stack(
     click.option("--model", required=True, help="Registered name (see `models`) or timm:<name>."),
     click.option(
@@ -162,6 +180,12 @@ prune_options = stack(
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
 )  # fmt: skip
 
+memory_limit = click.option(
+    "--memory-limit",
+    help="Memory that TensorRT's builder may take, e.g. 2GB or 512MB. Default: what is free, less "
+    "a reserve.",
+)
+
 engine_options = stack(
     click.option(
         "--precision",
@@ -186,8 +210,9 @@ engine_options = stack(
     ),
     click.option(
         "--strip-weights", is_flag=True,
-        help="Leave the weights out of the plan; they are refitted from the ONNX file.",
+        help="Leave the weights out of the plan. Opening it then takes the ONNX file beside it.",
     ),
+    memory_limit,
     click.option(
         "--compute-capability",
         help="trt-rtx: GPUs to build for, e.g. 8.9,12.0. Default: its own choice.",
@@ -291,7 +316,7 @@ def _deployment(options: dict[str, Any]) -> dict[str, Any]:
             f"--target {' or '.join(ENGINE_TARGETS)}."
         )
     given = {} if options["min_cosine_p1"] is None else {"min_cosine_p1": options["min_cosine_p1"]}
-    capabilities = options["compute_capability"]
+    capabilities, limit = options["compute_capability"], options["memory_limit"]
     return {
         "precision": PrecisionConfig(precision=precision, **given),
         "engine": EngineConfig(
@@ -299,6 +324,7 @@ def _deployment(options: dict[str, Any]) -> dict[str, Any]:
             when=options["when"],
             portable=options["portable"],
             strip_weights=options["strip_weights"],
+            memory_limit_bytes=None if limit is None else memory_size(limit, "--memory-limit"),
             compute_capabilities=tuple(capabilities.split(",")) if capabilities else (),
         ),
     }

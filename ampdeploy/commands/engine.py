@@ -31,9 +31,10 @@ if TYPE_CHECKING:
 @click.option(
     "--no-compare", is_flag=True, help="Bundle: do not build and time the unpruned model."
 )
+@common.memory_limit
 @common.as_json
 @common.verbosity
-def command(path: Path, json_: bool, **options: Any) -> None:
+def command(path: Path, json_: bool, memory_limit: str | None, **options: Any) -> None:
     """Build the engines of PATH: a run directory, or a bundle (folder or .tar) on its device.
 
     A bundle is checked, built, tested against its golden outputs, compared with the unpruned model
@@ -42,12 +43,20 @@ def command(path: Path, json_: bool, **options: Any) -> None:
     kind = _kind(path)
     if kind != "bundle":
         _refuse_options(path, kind, options)
-    if kind == "run":
-        _build_run(path, json_)
-    elif kind == "installation":
+    if kind == "installation":
+        if memory_limit is not None:
+            raise ConfigError(
+                f"{path} is an installation: nothing is built. Leave --memory-limit out."
+            )
         _check(path, json_)
+        return
+    limit = None
+    if memory_limit is not None:
+        limit = common.memory_size(memory_limit, "--memory-limit")
+    if kind == "run":
+        _build_run(path, json_, limit)
     else:
-        _install(path, json_, **options)
+        _install(path, json_, memory_limit_bytes=limit, **options)
 
 
 def _kind(path: Path) -> str:
@@ -78,7 +87,7 @@ def _refuse_options(path: Path, kind: str, options: dict[str, Any]) -> None:
         )
 
 
-def _build_run(path: Path, json_: bool) -> None:
+def _build_run(path: Path, json_: bool, memory_limit_bytes: int | None) -> None:
     from ampdeploy.pipeline import build, rerun_config
 
     config = rerun_config(path)
@@ -89,6 +98,8 @@ def _build_run(path: Path, json_: bool) -> None:
         )
     # Deferred was the build; this asks for it now.
     engine = dataclasses.replace(config.engine, when="now")
+    if memory_limit_bytes is not None:
+        engine = dataclasses.replace(engine, memory_limit_bytes=memory_limit_bytes)
     finished = build(dataclasses.replace(config, engine=engine), until="engine")
     plans = (artifacts.ENGINE_PLAN, artifacts.BASELINE_PLAN)
     facts = {name: artifacts.read_json(finished.path(name).with_suffix(".json")) for name in plans}

@@ -37,8 +37,7 @@ from ampdeploy.device.network_precision import (
 )
 from ampdeploy.device.parse_network import CHANNELS, check_interface, parse_network
 from ampdeploy.device.platform import DeviceFacts, device_facts
-from ampdeploy.device.refit import data_sha256
-from ampdeploy.device.refit import refit_plan as refit_plan
+from ampdeploy.device.refit import data_sha256, put_weights_back
 from ampdeploy.device.trt_log import make_logger
 from ampdeploy.errors import AmpDeployError, ArtifactError, ConfigError, VerificationError
 from ampdeploy.export.names import IMAGES
@@ -115,7 +114,7 @@ def build_engine(
     built = _build(flavour, onnx, image_size, precision, config, here, timing_cache)
     seconds = time.monotonic() - started
     view = memoryview(built.blob)
-    proof = _inspect_engine(flavour, built, here)
+    proof = _inspect_engine(flavour, built, here, onnx if config.strip_weights else None)
     warnings = (*built.warnings, *precision_warnings(proof, view.nbytes))
     manifest = EngineManifest(
         tool_version=ampdeploy.__version__,
@@ -285,17 +284,26 @@ def _not_built(flavour: Flavour, onnx: Path, logger: Any) -> AmpDeployError:
     said = logger.explain()
     advice = "Run with -v for TensorRT's whole log; `ampdeploy doctor` lists its known bugs."
     if any(words in said.lower() for words in _OUT_OF_MEMORY):
-        advice = "Close other programs, lower the largest batch, or give less memory to the builder"
-        advice += " with the memory limit."
+        advice = "Close other programs, lower the largest batch (--engine-batch), or give less "
+        advice += "memory to the builder with --memory-limit."
     return AmpDeployError(
         f"TensorRT {flavour.version} built no engine from {onnx.name}. {said} {advice}"
     )
 
 
-def _inspect_engine(flavour: Flavour, built: _Built, here: DeviceFacts) -> PrecisionFacts:
+def _inspect_engine(
+    flavour: Flavour, built: _Built, here: DeviceFacts, weights: Path | None
+) -> PrecisionFacts:
     """Ask the engine itself for its types, where there is a GPU that can load it.
 
     Not run yet: it needs a GPU.
+
+    Args:
+        flavour: What built it.
+        built: The engine and what is known of it.
+        here: This machine.
+        weights: The ONNX file, for an engine without weights: that it takes them is seen now, not
+            when it is first opened. None: it has them.
     """
     if here.gpu is None:
         return replace(built.precision, why_no_engine_outputs="no GPU here to load the engine")
@@ -314,6 +322,12 @@ def _inspect_engine(flavour: Flavour, built: _Built, here: DeviceFacts) -> Preci
         raise AmpDeployError(
             f"TensorRT {flavour.version} does not load the engine that it has just built. "
             f"{logger.explain()} Nothing was written."
+        )
+    if weights is not None:
+        run_aside(
+            lambda: put_weights_back(
+                trt, engine, weights, logger, name=f"the engine of {weights.name}"
+            )
         )
     try:
         outputs = read_engine_outputs(trt, engine, asked=built.precision.asked)

@@ -112,7 +112,7 @@ class EngineManifest:
     io: tuple[TensorFacts, ...]
     precision: PrecisionFacts
     stripped: bool
-    """The weights are not in the plan; `refit_plan` puts them back."""
+    """The weights are not in the plan, but in the ONNX file, which must lie beside it."""
     verdict: dict[str, Any]
     """How the graph that it was built from was verified."""
     options: dict[str, Any] = field(default_factory=dict)
@@ -178,14 +178,7 @@ def check_plan_file(plan: Path, manifest: EngineManifest) -> None:
     )
 
 
-def check_fits(
-    manifest: EngineManifest,
-    here: DeviceFacts,
-    version: str,
-    target: str,
-    *,
-    stripped_ok: bool = False,
-) -> None:
+def check_fits(manifest: EngineManifest, here: DeviceFacts, version: str, target: str) -> None:
     """Make sure that a plan can run on this machine, from its manifest alone.
 
     Without a GPU here, only what does not depend on it is compared.
@@ -195,7 +188,6 @@ def check_fits(
         here: This machine.
         version: Of the TensorRT that would load it.
         target: Which one that is, ``trt`` or ``trt-rtx``.
-        stripped_ok: Whether a plan without weights is welcome: it is to be refitted.
 
     Raises:
         ArtifactError: It cannot; every mismatch is named.
@@ -207,8 +199,6 @@ def check_fits(
     ]
     if manifest.target == target:
         problems += _other_version(manifest, version)
-    if manifest.stripped and not stripped_ok:
-        problems.append("it holds no weights; refit it from its ONNX file first")
     if problems:
         raise ArtifactError(
             f"the engine of {manifest.model} cannot run here: {'; '.join(problems)}. Build it on a "

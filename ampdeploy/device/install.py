@@ -1,8 +1,11 @@
-"""From a bundle to an installed engine: verify, build, test, compare, install. On the device.
+"""From a bundle to an installed engine: verify, build, test, install, compare. On the device.
 
 Nothing is installed that was not seen to compute the golden outputs, and nothing that was
 installed is touched before. Work in progress lies in a hidden folder next to the installation; a
 build that was killed goes on from there.
+
+The comparison with the unpruned model comes last: its engine is the larger one, and a board that
+runs out of memory over it, or kills this process, has the tested one by then.
 
 Run here: all of it with ONNX Runtime, and up to the missing GPU with TensorRT for RTX.
 """
@@ -14,29 +17,31 @@ import importlib.metadata
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import ampdeploy
 from ampdeploy import artifacts
 from ampdeploy.artifacts import explain_os_errors, run_lock
-from ampdeploy.config import ENGINE_TARGETS, to_json
+from ampdeploy.config import ENGINE_TARGETS, EngineConfig, to_json
 from ampdeploy.device import archive
 from ampdeploy.device import bundle as form
 from ampdeploy.device.bundle import Bundle
 from ampdeploy.device.flavour import find_flavour
 from ampdeploy.device.installation import (
     Installation,
+    add_comparison,
+    check_installation,
     check_replaceable,
     put_in_place,
+    read_installation,
     recover,
     write_installation,
 )
 from ampdeploy.device.make import RTX, Job, avoid_known_bugs, make
 from ampdeploy.device.platform import DeviceFacts, device_facts
 from ampdeploy.device.self_test import (
-    Goldens,
     SelfTest,
     compare_with_baseline,
     read_goldens,
@@ -56,6 +61,9 @@ from ampdeploy.targets.base import Target, get_target
 # What can be made of a bundle.
 TARGETS = ("ort", "ort-cuda", *ENGINE_TARGETS)
 
+# In `install.json` until the comparison has ended; the next try then goes on with it.
+UNFINISHED = "the comparison did not come to its end; the same command goes on with it"
+
 
 @dataclass(frozen=True, kw_only=True)
 class InstallOptions:
@@ -69,6 +77,8 @@ class InstallOptions:
     """Install what no GPU here can test. What fails a test is never installed."""
     compare: bool = True
     """Build and time the baseline, too."""
+    memory_limit_bytes: int | None = None
+    """What TensorRT's builder may take; None: as the bundle says, mostly what is free."""
 
 
 def install_bundle(path: Path, options: InstallOptions) -> tuple[Path, Installation]:
@@ -76,17 +86,18 @@ def install_bundle(path: Path, options: InstallOptions) -> tuple[Path, Installat
 
     Args:
         path: The bundle: a folder or a ``.tar``.
-        options: Target, place, and what may be left out.
+        options: Target, place, memory, and what may be left out.
 
     Returns:
-        The folder of the installation, and what its `install.json` says.
+        The folder of the installation, and what its `install.json` says. A comparison that failed
+        is no error: `why_no_comparison` has the reason.
 
     Raises:
         ArtifactError: The bundle is damaged or was tampered with.
         VerificationError: What was built does not compute the golden outputs, or a known bug of
             this TensorRT makes it wrong. Nothing was installed.
         MissingDependencyError: A package or GPU is missing. What was built is kept.
-        ConfigError: Another target.
+        ConfigError: Another target, or a memory limit for one that builds nothing.
         AmpDeployError: The place is taken by something else, TensorRT failed, or the disk is full.
     """
     # Not resolved: a link there is somebody's, and is refused below.
@@ -95,16 +106,16 @@ def install_bundle(path: Path, options: InstallOptions) -> tuple[Path, Installat
     here = device_facts()
     manifest = _read_manifest(path)
     target = _target(options.target or manifest.target)
+    engine = _engine(manifest.engine, target, options)
     problem = _check_target(target)
     with _workshop(out) as work:
         recover(out)
         bundle = _open_bundle(path, work, here)
-        job = Job(bundle=bundle, target=target, here=here, work=work, engine=bundle.manifest.engine)
+        job = Job(bundle=bundle, target=target, here=here, work=work, engine=engine)
         avoid_known_bugs(job)
-        artifact = make(job, "pruned")
-        facts = _prove(job, artifact, problem, options)
-        installation = write_installation(artifact.parent, **facts, artifact=artifact.name)
-        put_in_place(artifact.parent, out, here)
+        installation = _unfinished(job, out) or _install(job, out, problem, options)
+        if installation.why_no_comparison == UNFINISHED:
+            installation = _compare(job, out, installation, options)
     for note in installation.notes:
         log.warning("%s", note)
     return out, installation
@@ -130,6 +141,18 @@ def _target(name: str) -> Target:
             f"{', '.join(TARGETS)}."
         )
     return target
+
+
+def _engine(asked: EngineConfig, target: Target, options: InstallOptions) -> EngineConfig:
+    limit = options.memory_limit_bytes
+    if limit is None:
+        return asked
+    if target.name not in ENGINE_TARGETS:
+        raise ConfigError(
+            f"target {target.name} builds no engine whose memory could be limited. Leave "
+            f"--memory-limit out, or choose --target {' or '.join(ENGINE_TARGETS)}."
+        )
+    return replace(asked, memory_limit_bytes=limit)
 
 
 def _check_target(target: Target) -> str | None:
@@ -195,20 +218,48 @@ def _unpack(path: Path, work: Path) -> Path:
     return folder
 
 
+def _unfinished(job: Job, out: Path) -> Installation | None:
+    """What an earlier try of the same installed and did not come to compare; None: nothing."""
+    try:
+        found = read_installation(out)
+        if found.why_no_comparison != UNFINISHED:
+            return None
+        origin = _origin(job)
+        before = {name: getattr(found, name) for name in origin}
+        for facts in (before, origin):
+            facts["device"] = facts["device"] | {"memory_free_bytes": None}  # always another
+        if before != origin:
+            return None
+        check_installation(out, job.here)
+    except AmpDeployError:
+        return None
+    log.info("%s was installed before; going on with the comparison", out)
+    return found
+
+
+def _install(job: Job, out: Path, problem: str | None, options: InstallOptions) -> Installation:
+    """Build, test, and put in place."""
+    artifact = make(job, "pruned")
+    facts = _prove(job, artifact, problem, options)
+    installation = write_installation(artifact.parent, **facts, artifact=artifact.name)
+    put_in_place(artifact.parent, out, job.here)
+    log.info("installed %s", out)
+    return installation
+
+
 def _prove(
     job: Job, artifact: Path, problem: str | None, options: InstallOptions
 ) -> dict[str, Any]:
-    """Test and compare `artifact`; returns the fields of its `install.json`.
+    """Test `artifact`; returns the fields of its `install.json`.
 
     Raises:
         VerificationError: It is wrong.
         MissingDependencyError: It cannot be tested here, and must not go untested.
     """
     tested: SelfTest | None = None
-    comparison = None
-    why = None if options.compare else "--no-compare was given"
+    why = UNFINISHED
     if problem is None:
-        tested, comparison = _test(job, artifact, compare=options.compare)
+        tested = _test(job, artifact)
     elif options.untested:
         why = "it cannot be run here"
         job.notes.append(f"installed without a test: {problem}")
@@ -220,54 +271,75 @@ def _prove(
         )
     manifest = job.bundle.manifest
     return {
-        "tool_version": ampdeploy.__version__,
+        **_origin(job),
         "model": manifest.model,
         "image_size": manifest.image_size,
         "preprocessing": manifest.preprocessing,
-        "target": job.target.name,
         "precision": manifest.precision,
-        "bundle_sha256": job.bundle.sha256,
-        "runtime": _runtime(job),
-        "device": to_plain(job.here),
-        "engine": to_json(job.engine) if job.builds else None,
         "notes": tuple(job.notes),
         "self_test": tested,
         "untested": problem,
-        "comparison": comparison,
+        "comparison": None,
         "why_no_comparison": why,
     }
 
 
-def _test(job: Job, artifact: Path, *, compare: bool) -> tuple[SelfTest, dict[str, Any] | None]:
+def _origin(job: Job) -> dict[str, Any]:
+    """The fields of `install.json` that say from what, by what and where it was made."""
+    return {
+        "tool_version": ampdeploy.__version__,
+        "target": job.target.name,
+        "bundle_sha256": job.bundle.sha256,
+        "runtime": _runtime(job),
+        "device": to_plain(job.here),
+        "engine": to_json(job.engine) if job.builds else None,
+    }
+
+
+def _test(job: Job, artifact: Path) -> SelfTest:
     goldens = read_goldens(job.bundle)
-    tested = _test_alone(job, artifact, goldens)
+    try:
+        with job.target.open(artifact) as runner:
+            tested = self_test(runner, job.bundle, goldens, job.batches)
+    except VerificationError as error:
+        raise VerificationError(
+            f"{error}\nNothing was installed, and what was installed before is as it was. "
+            "`ampdeploy doctor` lists known bugs of this machine's TensorRT."
+        ) from error
     log.info(
         "self-test passed: p1 cosine %.6f on %d golden images, bar %g",
         tested.worst,
         tested.images,
         tested.min_cosine_p1,
     )
-    if not compare:
-        return tested, None
-    baseline = make(job, "baseline")
-    # Opened anew: while the builder works on the baseline, the memory is its.
-    with job.target.open(baseline) as dense, job.target.open(artifact) as pruned:
-        comparison, notes = compare_with_baseline(
-            dense, pruned, job.bundle, goldens, job.usual_batch
-        )
-    job.notes += notes
-    return tested, comparison
+    return tested
 
 
-def _test_alone(job: Job, artifact: Path, goldens: Goldens) -> SelfTest:
-    try:
-        with job.target.open(artifact) as runner:
-            return self_test(runner, job.bundle, goldens, job.batches)
-    except VerificationError as error:
-        raise VerificationError(
-            f"{error}\nNothing was installed, and what was installed before is as it was. "
-            "`ampdeploy doctor` lists known bugs of this machine's TensorRT."
-        ) from error
+def _compare(
+    job: Job, out: Path, installation: Installation, options: InstallOptions
+) -> Installation:
+    """Compare what is installed with the unpruned model, as far as this machine can."""
+    comparison, why, notes = None, None, list[str]()
+    if not options.compare:
+        why = "--no-compare was given"
+    else:
+        log.info("comparing it with the unpruned model; --no-compare leaves that out")
+        try:
+            baseline = make(job, "baseline")
+            # Opened anew: while the builder works on the baseline, the memory is its.
+            with (
+                job.target.open(baseline) as dense,
+                job.target.open(out / installation.artifact) as pruned,
+            ):
+                comparison, notes = compare_with_baseline(
+                    dense, pruned, job.bundle, read_goldens(job.bundle), job.usual_batch
+                )
+        except (AmpDeployError, MemoryError) as error:
+            why = str(error) or "out of memory"
+            log.warning("tested and installed, but not compared with the unpruned model: %s", why)
+    return add_comparison(
+        out, installation, comparison=comparison, why_no_comparison=why, notes=notes
+    )
 
 
 def _runtime(job: Job) -> dict[str, str]:

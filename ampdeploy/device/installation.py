@@ -16,7 +16,8 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +78,36 @@ def write_installation(folder: Path, **facts: Any) -> Installation:
     return installation
 
 
+def add_comparison(
+    folder: Path,
+    installation: Installation,
+    *,
+    comparison: dict[str, Any] | None,
+    why_no_comparison: str | None,
+    notes: Iterable[str] = (),
+) -> Installation:
+    """Write into `install.json` how the installed artifact compares with the unpruned model.
+
+    Args:
+        folder: The installation.
+        installation: What `install.json` says so far.
+        comparison: The result; None: there is none.
+        why_no_comparison: Why not; None: there is one.
+        notes: What to add to its notes.
+
+    Returns:
+        What it says now.
+    """
+    complete = replace(
+        installation,
+        comparison=comparison,
+        why_no_comparison=why_no_comparison,
+        notes=(*installation.notes, *notes),
+    )
+    write_json(folder / INSTALL_JSON, to_plain(complete))
+    return complete
+
+
 def read_installation(folder: Path) -> Installation:
     """What is installed in `folder`.
 
@@ -105,10 +136,12 @@ def check_installation(folder: Path, here: DeviceFacts) -> Installation:
     if found.target in ENGINE_TARGETS:
         from ampdeploy.device.engine_file import check_fits, read_manifest
         from ampdeploy.device.flavour import find_flavour
+        from ampdeploy.device.refit import check_weights
 
         # What can be known without TensorRT comes first: it may not even be here.
         engine = read_manifest(folder / found.artifact)
         check_fits(engine, here, engine.tensorrt_version, found.target)
+        check_weights(folder / found.artifact, engine)
         flavour = find_flavour(found.target, needed_by=f"the engine in {folder}")
         check_fits(engine, here, flavour.version, found.target)
     problems = []

@@ -57,9 +57,10 @@ fits the GPU, TensorRT and platform it is built with, so the device builds its o
    - {{ what }};
    - {{ golden_images }} golden images go through it; the first percentile of the cosine to the
      float32 outputs must be {{ min_cosine_p1 }} or more;
-   - it is timed against `{{ baseline_onnx }}`, the unpruned model, in turn;
    - it is put into `{{ installed }}`, next to this bundle. What was there before becomes
-     `{{ installed }}.previous`.
+     `{{ installed }}.previous`;
+   - it is timed against `{{ baseline_onnx }}`, the unpruned model, in turn; if that fails, what was
+     installed stays.
 
    Killed in the middle, the same command goes on. Another folder: `--out FOLDER`. Without the
    comparison, which takes memory and time: `--no-compare`.

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from ampdeploy.artifacts import atomic_path
 from ampdeploy.device.engine_file import EngineManifest
 from ampdeploy.device.flavour import Flavour
+from ampdeploy.device.refit import put_weights_back, weights_file
 from ampdeploy.device.trt_log import make_logger
 from ampdeploy.errors import AmpDeployError, ArtifactError
 from ampdeploy.export.names import FEATURES, IMAGES
@@ -65,7 +66,7 @@ class LoadedEngine:
         """Load a plan that was checked against its manifest and this machine.
 
         Args:
-            plan: The file.
+            plan: The file; beside it, if it holds no weights, the ONNX file with them.
             manifest: Its ``engine.json``.
             flavour: The TensorRT that opens it.
             threads: CPU threads that the runtime may use; None: its default.
@@ -73,7 +74,8 @@ class LoadedEngine:
 
         Raises:
             ArtifactError: TensorRT does not take it.
-            AmpDeployError: The context cannot be made; mostly too little memory on the GPU.
+            AmpDeployError: It does not take its weights, or the context cannot be made; mostly too
+                little memory on the GPU.
         """
         self.trt = flavour.trt
         self.logger = make_logger(flavour.trt)
@@ -108,6 +110,9 @@ class LoadedEngine:
                 f"{flavour.target} {flavour.version} does not load {plan}, although its manifest "
                 f"fits this machine. {self.logger.explain()} Build the engine again here."
             )
+        onnx = weights_file(plan, manifest)
+        if onnx is not None:
+            put_weights_back(self.trt, self.engine, onnx, self.logger, name=str(plan))
         self.context = self._make_context()
         if self.context is None:
             raise AmpDeployError(

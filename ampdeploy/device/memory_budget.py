@@ -38,43 +38,50 @@ class MemoryBudget:
 
 
 def memory_budget(here: DeviceFacts, *, limit_bytes: int | None, weight_bytes: int) -> MemoryBudget:
-    """Bound the builder by what is free now.
+    """Bound the builder by what the user allows, else by what is free now.
 
     Args:
         here: This machine.
-        limit_bytes: What the user allows for the workspace; None: as much as fits.
+        limit_bytes: What the user allows in all; None: what is free, less a reserve for others.
         weight_bytes: Weights of the network, as typed.
     """
     free = here.memory_free_bytes if here.gpu is not None else None
-    if free is None:
-        why = "no GPU here" if here.gpu is None else "free memory unknown"
-        if limit_bytes is None:
-            return MemoryBudget(
-                workspace_bytes=None, tactic_bytes=None, reason=f"TensorRT's default: {why}"
-            )
+    usable = None
+    if free is not None:
+        share, least = INTEGRATED_RESERVE if here.integrated else DISCRETE_RESERVE
+        usable = free - max(int(free * share), least)
+        known = f"{_mib(free)} of free {'shared' if here.integrated else 'GPU'} memory"
+    else:
+        known = "no GPU here" if here.gpu is None else "free memory unknown"
+    bound = usable if limit_bytes is None else limit_bytes
+    if bound is None:
         return MemoryBudget(
-            workspace_bytes=limit_bytes, tactic_bytes=None, reason=f"as given; {why}"
+            workspace_bytes=None, tactic_bytes=None, reason=f"TensorRT's default: {known}"
         )
-    share, least = INTEGRATED_RESERVE if here.integrated else DISCRETE_RESERVE
-    usable = free - max(int(free * share), least)
-    kind = "shared" if here.integrated else "GPU"
     weights = COPIES_OF_WEIGHTS * weight_bytes
-    workspace = limit_bytes or max((usable - weights) // 2, SMALLEST_WORKSPACE)
-    needed = weights + workspace if limit_bytes else weights + SMALLEST_WORKSPACE
+    needed = weights + SMALLEST_WORKSPACE
     warning = None
-    if usable < needed:
+    if bound < needed:
+        warning = f"building takes about {_mib(needed)}, "
+        if limit_bytes is None:
+            warning += f"besides a reserve, of {known}: close other programs"
+        else:
+            warning += f"more than the {_mib(bound)} allowed: raise --memory-limit"
+    elif usable is not None and usable < bound:
         warning = (
-            f"{free / 1e6:.0f} MB of {kind} memory are free, and building takes about "
-            f"{needed / 1e6:.0f} MB besides a reserve: close other programs, or lower the memory "
-            "limit"
+            f"the builder may take {_mib(bound)}, and besides a reserve that is more than the "
+            f"{known}: close other programs, or lower --memory-limit"
         )
     return MemoryBudget(
-        workspace_bytes=workspace,
-        tactic_bytes=_power_of_two(usable, at_least=needed),
-        reason=f"{'workspace as given; ' if limit_bytes else ''}from {free / 1e6:.0f} MB of free "
-        f"{kind} memory",
+        workspace_bytes=max((bound - weights) // 2, SMALLEST_WORKSPACE),
+        tactic_bytes=None if here.gpu is None else _power_of_two(bound, at_least=needed),
+        reason=f"from {known}" if limit_bytes is None else f"{_mib(bound)} as given; {known}",
         warning=warning,
     )
+
+
+def _mib(size: int) -> str:
+    return f"{size / _MIB:.0f} MiB"
 
 
 def _power_of_two(limit: int, *, at_least: int) -> int:

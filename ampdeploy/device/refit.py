@@ -1,31 +1,23 @@
-"""Putting the weights back into a plan that was built without them.
+"""Plans without weights: the ONNX file that completes one, and putting its weights into the engine.
+
+Such a plan is a fraction of the size, and several share one weight file. It stays as it is on disk:
+each time that it is opened, the engine gets its weights in memory, from the very file it was built
+from, which lies beside the plan.
 
 Not run on a GPU: TensorRT must deserialise the plan for it. Tried here is all that comes before,
-and the rest against a recording stand-in of TensorRT's module.
+and the rest against recording stand-ins of TensorRT's module.
 https://docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/refitting-engines.html
 """
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 from pathlib import Path
 from typing import Any
 
-from ampdeploy.artifacts import atomic_path, sha256_file
-from ampdeploy.device.build_monitor import run_aside
-from ampdeploy.device.engine_file import (
-    EngineManifest,
-    check_fits,
-    check_plan_file,
-    read_manifest,
-    write_manifest,
-)
-from ampdeploy.device.flavour import Flavour, find_flavour
-from ampdeploy.device.platform import DeviceFacts, device_facts
-from ampdeploy.device.trt_log import make_logger
-from ampdeploy.errors import AmpDeployError, ArtifactError, MissingDependencyError
-from ampdeploy.progress import log
+from ampdeploy.artifacts import sha256_file
+from ampdeploy.device.engine_file import EngineManifest, manifest_path
+from ampdeploy.device.trt_log import TrtLogger
+from ampdeploy.errors import AmpDeployError, ArtifactError
 
 
 def data_file(onnx: Path) -> Path:
@@ -39,93 +31,86 @@ def data_sha256(onnx: Path) -> str | None:
     return sha256_file(data) if data.is_file() else None
 
 
-def refit_plan(
-    plan: Path, onnx: Path, out: Path, *, here: DeviceFacts | None = None
-) -> EngineManifest:
-    """Write a complete plan from one without weights and the ONNX file that it was built from.
-
-    Needs the kind of GPU that the plan was built for.
-
-    Args:
-        plan: Built with `strip_weights`; its manifest lies beside it.
-        onnx: The very file it was built from: other weights would give wrong results unnoticed.
-        out: The new plan; its manifest is written beside it. May be `plan` itself.
-        here: Facts of this machine; None: find them out.
-
-    Returns:
-        The manifest of the new plan.
+def weights_file(plan: Path, manifest: EngineManifest) -> Path | None:
+    """The ONNX file that holds the weights of `plan`; None: the plan has them.
 
     Raises:
-        ArtifactError: The plan is not one without weights, does not fit here, or the ONNX file is
-            another one.
-        MissingDependencyError: No TensorRT, or no GPU.
-        AmpDeployError: TensorRT could not refit it, or the file cannot be written.
+        ArtifactError: The manifest names a file of another folder.
     """
-    manifest = read_manifest(plan)
     if not manifest.stripped:
-        raise ArtifactError(f"{plan} has its weights; there is nothing to refit.")
-    here = here or device_facts()
-    if here.gpu is None:
-        raise MissingDependencyError(
-            f"refitting {plan.name} needs an NVIDIA GPU of compute capability "
-            f"{', '.join(manifest.compute_capabilities)}, and this machine has none "
-            f"({here.problem}). Do it on the device."
+        return None
+    if manifest.onnx in ("", "..") or Path(manifest.onnx).name != manifest.onnx:
+        raise ArtifactError(
+            f"{manifest_path(plan)} names {manifest.onnx!r} as the ONNX file; it must be a file "
+            "beside the plan. Build the engine again."
         )
-    _check_same_onnx(onnx, manifest)
-    flavour = find_flavour(manifest.target, needed_by=f"refitting {plan.name}")
-    check_fits(manifest, here, flavour.version, flavour.target, stripped_ok=True)
-    check_plan_file(plan, manifest)
-    blob = run_aside(lambda: _refit(flavour, plan, onnx))
-    view = memoryview(blob)
-    with atomic_path(out) as temporary:
-        temporary.write_bytes(view)
-    complete = dataclasses.replace(
-        manifest,
-        stripped=False,
-        plan_sha256=hashlib.sha256(view).hexdigest(),
-        plan_bytes=view.nbytes,
-    )
-    write_manifest(out, complete)
-    log.info("refitted %s: %.1f MB", out.name, view.nbytes / 1e6)
-    return complete
+    return plan.with_name(manifest.onnx)
 
 
-def _check_same_onnx(onnx: Path, manifest: EngineManifest) -> None:
-    if not onnx.is_file():
-        raise ArtifactError(f"there is no ONNX file at {onnx}; give {manifest.onnx}.")
+def check_weights(plan: Path, manifest: EngineManifest) -> None:
+    """Make sure that a plan without weights has the right ones beside it.
+
+    Other weights would be taken, and give wrong results unnoticed: NVIDIA calls what an engine
+    built with REFIT_IDENTICAL then does unpredictable.
+
+    Args:
+        plan: The file; one with weights passes.
+        manifest: Its manifest.
+
+    Raises:
+        ArtifactError: The ONNX file is missing or another one, or its ``.data`` file is.
+    """
+    onnx = weights_file(plan, manifest)
+    if onnx is None:
+        return
+    needed = [onnx] if manifest.onnx_data_sha256 is None else [onnx, data_file(onnx)]
+    for path in needed:
+        if not path.is_file():
+            raise ArtifactError(
+                f"{plan} holds no weights, and {path.name}, where they are, is not beside it. Copy "
+                "it there, or build the engine without --strip-weights."
+            )
     if (sha256_file(onnx), data_sha256(onnx)) != (manifest.onnx_sha256, manifest.onnx_data_sha256):
         raise ArtifactError(
-            f"{onnx} is not the {manifest.onnx} that the plan was built from (its sha256 differs). "
-            "Give that file, or build the engine again from this one."
+            f"{plan} holds no weights, and {onnx.name} beside it is not the one that it was built "
+            "from (its sha256 differs). Copy that one there, or build the engine again from this "
+            "one."
         )
 
 
-def _refit(flavour: Flavour, plan: Path, onnx: Path) -> Any:
-    """The serialised engine with its weights, as TensorRT's host memory."""
-    trt = flavour.trt
-    logger = make_logger(trt)
+def put_weights_back(trt: Any, engine: Any, onnx: Path, logger: TrtLogger, *, name: str) -> None:
+    """Give an engine that was built without weights those of its ONNX file. Nothing runs on it yet.
 
-    def failed(what: str, more: str = "") -> AmpDeployError:
-        return AmpDeployError(f"{plan.name}: {what}. {more}{logger.explain()}")
+    Args:
+        trt: The TensorRT module.
+        engine: Deserialised.
+        onnx: Seen to be the file that it was built from.
+        logger: That TensorRT writes to.
+        name: What to call the engine in messages.
 
-    runtime = trt.Runtime(logger)
-    engine = runtime.deserialize_cuda_engine(plan.read_bytes())
-    if engine is None:
-        raise failed("TensorRT does not load it")
-    refitter = trt.Refitter(engine, logger)
-    parser = trt.OnnxParserRefitter(refitter, logger)
-    if not parser.refit_from_file(str(onnx)):
-        errors = "; ".join(str(parser.get_error(i)) for i in range(parser.num_errors))
-        raise failed(f"TensorRT does not take the weights of {onnx.name}", f"{errors} ")
-    missing = list(refitter.get_missing_weights())
-    if missing:
-        raise failed(f"{len(missing)} weights are still missing, {missing[0]} among them")
-    if not refitter.refit_cuda_engine():
-        raise failed("refitting failed")
-    config = engine.create_serialization_config()
-    # Set by default on an engine that was built without weights.
-    config.clear_flag(trt.SerializationFlag.EXCLUDE_WEIGHTS)
-    blob = engine.serialize_with_config(config)
-    if blob is None:
-        raise failed("it cannot be serialised with its weights")
-    return blob
+    Raises:
+        AmpDeployError: TensorRT does not take them, or they are not all that is missing.
+    """
+
+    def failed(what: str) -> AmpDeployError:
+        return AmpDeployError(
+            f"{name} holds no weights, and {what}. {logger.explain()} Build the engine without "
+            "--strip-weights."
+        )
+
+    refitter = parser = None
+    try:
+        refitter = trt.Refitter(engine, logger)
+        parser = trt.OnnxParserRefitter(refitter, logger)
+        if not parser.refit_from_file(str(onnx)):
+            errors = "; ".join(str(parser.get_error(i)) for i in range(parser.num_errors))
+            raise failed(f"TensorRT does not take those of {onnx.name} ({errors or 'no error'})")
+        missing = list(refitter.get_missing_weights())
+        if missing:
+            raise failed(f"{onnx.name} lacks {len(missing)} of them, {missing[0]!r} among them")
+        if not refitter.refit_cuda_engine():
+            raise failed(f"refitting it with those of {onnx.name} failed")
+    finally:
+        # The parser holds the weights until they are in the engine. An exception would keep this
+        # frame with all three, and they must not outlive the runtime, which the caller closes.
+        del parser, refitter, engine

@@ -24,6 +24,7 @@ from ampdeploy.device.engine_file import EngineManifest, check_fits, check_plan_
 from ampdeploy.device.flavour import find_flavour
 from ampdeploy.device.load_engine import EngineTensor, LoadedEngine
 from ampdeploy.device.platform import DeviceFacts, device_facts
+from ampdeploy.device.refit import check_weights
 from ampdeploy.errors import AmpDeployError, MissingDependencyError
 from ampdeploy.export.names import IMAGES, OUTPUTS
 from ampdeploy.targets.base import Runner, Target
@@ -276,8 +277,8 @@ class TrtTarget(Target):
 
         Raises:
             MissingDependencyError: No GPU, TensorRT or cuda-python here.
-            ArtifactError: The engine is damaged, without weights, or was built for another
-                machine.
+            ArtifactError: The engine is damaged, was built for another machine, or its weights are
+                neither in it nor beside it.
         """
         manifest = read_manifest(artifact)
         facts = device_facts()
@@ -287,6 +288,7 @@ class TrtTarget(Target):
         if facts.gpu is None:
             raise _no_gpu_for(artifact, manifest, facts)
         check_plan_file(artifact, manifest)
+        check_weights(artifact, manifest)
         check_fits(manifest, facts, self._check_packages(), self.name)
 
     def _open_impl(self, artifact: Path, *, threads: int | None) -> TrtRunner:

@@ -9,6 +9,8 @@ import pytest
 
 from ampdeploy import cli
 from ampdeploy.cli import VERBS, main
+from ampdeploy.commands import build
+from ampdeploy.commands.common import build_config
 from ampdeploy.models.registry import REGISTRY
 
 # The command line is a promise. Adding an option means adding it here, on purpose.
@@ -16,9 +18,10 @@ OPTIONS = {
     "build": "--batch --bench-batches --bench-seconds --calib --calib-images "
     "--compute-capability --criterion --device --distill-epochs --dry-run --engine "
     "--engine-batch --entropy-threshold --eval --eval-images --flops-cut --image-size "
-    "--inv-temperature --json --micro-batch --min-cosine-p1 --min-width --mlp-keep --model "
-    "--no-resume --out --params-cut --portable --precision --quiet --repair --resume --search "
-    "--seed --strip-weights --target --threads --verbose --weights --width-multiple -q -v",
+    "--inv-temperature --json --memory-limit --micro-batch --min-cosine-p1 --min-width "
+    "--mlp-keep --model --no-resume --out --params-cut --portable --precision --quiet --repair "
+    "--resume --search --seed --strip-weights --target --threads --verbose --weights "
+    "--width-multiple -q -v",
     "prune": "--batch --calib --calib-images --criterion --device --dry-run --entropy-threshold "
     "--eval --eval-images --flops-cut --image-size --inv-temperature --json --micro-batch "
     "--min-width --mlp-keep --model --no-resume --out --params-cut --quiet --repair --resume "
@@ -26,7 +29,8 @@ OPTIONS = {
     "distill": "--autocast --base-lr --batch-size --device --epochs --images --json --min-scale "
     "--plain-augment --quiet --strong-augment --verbose --warmup-epochs -q -v run",
     "export": "--json --max-relative-diff --opset --quiet --verbose -q -v run",
-    "engine": "--json --no-compare --out --quiet --target --untested --verbose -q -v path",
+    "engine": "--json --memory-limit --no-compare --out --quiet --target --untested --verbose "
+    "-q -v path",
     "eval": "--baseline --images --json --labels --limit --no-labels --quiet --run --seed "
     "--target --verbose -q -v artifact",
     "bench": "--baseline --batches --images --json --min-runs --quiet --run --seconds --target "
@@ -45,6 +49,32 @@ def test_options_are_frozen(verb):
     names = sorted(n for p in command.params for n in (*p.opts, *p.secondary_opts))
     assert names == sorted(OPTIONS[verb].split())
     assert command.help
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("2GB", 2 << 30), ("2048MB", 2 << 30), ("512 MiB", 1 << 29), ("1.5gib", 3 << 29)],
+)
+def test_a_memory_limit_is_an_amount_with_its_unit(text, size):
+    arguments = ["--model", "dinov2_s", "--target", "trt", "--memory-limit", text]
+    given = build.command.make_context("build", arguments).params
+    assert build_config(given).engine.memory_limit_bytes == size
+
+
+@pytest.mark.parametrize("text", ["2", "2048", "-1GB", "0MB", "much", "", "2TB", "2GB!"])
+def test_any_other_memory_limit_is_refused(text, tmp_path, capsys):
+    (tmp_path / "bundle.tar").touch()
+    for command in (
+        ["build", "--model", "dinov2_s", "--target", "trt"],
+        ["engine", str(tmp_path / "bundle.tar")],
+    ):
+        assert main([*command, f"--memory-limit={text}"]) == 2
+        assert f"--memory-limit {text!r} is no amount of memory" in capsys.readouterr().err
+
+
+def test_without_an_engine_there_is_no_memory_limit(capsys):
+    assert main(["build", "--model", "dinov2_s", "--memory-limit", "2GB", "--dry-run"]) == 2
+    assert "target ort builds no engine whose memory" in capsys.readouterr().err
 
 
 def test_models_lists_the_registry(capsys):

@@ -119,14 +119,6 @@ def trt_with_a_gpu(*, inspector: str | None = None, engine: bool = True) -> type
         def get_engine_information(self, kind):
             return said
 
-        def create_serialization_config(self):
-            calls.append("config")
-            return types.SimpleNamespace(clear_flag=lambda flag: calls.append(flag.name))
-
-        def serialize_with_config(self, config):
-            calls.append("serialize")
-            return b"a plan with weights"
-
     class Runtime:
         def __init__(self, logger):
             self.engine_host_code_allowed = False

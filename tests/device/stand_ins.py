@@ -347,6 +347,10 @@ class TensorRt:
         self.batches = batches
         self.refuse: set[str] = set()
         """Functions that answer False or None."""
+        self.stripped = False
+        """Whether its plans hold no weights: such an engine puts out NaN until it is refitted."""
+        self.missing: list[str] = []
+        """Weights that the refitter still misses, whatever it is given."""
         self.events = gpu.calls
         self.runtimes: list = []
         self.tensors = {
@@ -391,6 +395,10 @@ class Runtime(_Tracked):
 
 class Engine(_Tracked):
     device_memory_size_v2 = 12345
+
+    def __init__(self, state):
+        super().__init__(state)
+        state.has_weights = not state.stripped
 
     @property
     def num_io_tensors(self):
@@ -454,6 +462,8 @@ class Context(_Tracked):
 
     def _compute(self, shape, addresses):
         images = self._array(addresses["images"], shape)
+        if not self.state.has_weights:
+            images = np.full_like(images, np.nan)
         for name, (mode, _, dims) in self.state.tensors.items():
             if mode is TensorIOMode.OUTPUT:
                 self._array(addresses[name], (shape[0], *dims[1:]))[:] = expected(images)[name]
@@ -462,6 +472,38 @@ class Context(_Tracked):
         count = int(np.prod(shape))
         assert self.state.gpu.memory(address, 4 * count) == "device"
         return np.ctypeslib.as_array((ctypes.c_float * count).from_address(address)).reshape(shape)
+
+
+class Refitter(_Tracked):
+    """Takes any weights: telling right from wrong ones is not its job."""
+
+    def __init__(self, state, engine, logger):
+        super().__init__(state)
+        assert isinstance(engine, Engine)
+        self._given = None
+
+    def get_missing_weights(self):
+        return [] if self._given and not self.state.missing else self.state.missing or ["weight"]
+
+    def refit_cuda_engine(self):
+        self.state.has_weights = not self.get_missing_weights()
+        return self.state.answer("refit_cuda_engine", self.state.has_weights)
+
+
+class OnnxParserRefitter(_Tracked):
+    num_errors = 1
+
+    def __init__(self, state, refitter, logger):
+        super().__init__(state)
+        self._refitter = refitter
+
+    def refit_from_file(self, path):
+        with open(path, "rb") as file:
+            self._refitter._given = file.read()
+        return self.state.answer("refit_from_file", True)
+
+    def get_error(self, index):
+        return "odd shape"
 
 
 def expected(images):
@@ -528,6 +570,8 @@ def install_tensorrt(monkeypatch, state, *, rtx=False, version="10.13.3.9"):
         IExecutionContext=Context,
         ILogger=ILogger,
         Runtime=lambda logger: runtime(state, logger),
+        Refitter=lambda engine, logger: Refitter(state, engine, logger),
+        OnnxParserRefitter=lambda refitter, logger: OnnxParserRefitter(state, refitter, logger),
         DataType=DataType,
         TensorIOMode=TensorIOMode,
         TensorLocation=TensorLocation,

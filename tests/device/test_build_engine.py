@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -229,6 +230,43 @@ def test_what_tensorrt_says_of_a_failed_build_is_in_the_error(typed, plan):
     config = EngineConfig(strip_weights=True)
     message = refused(AmpDeployError, "built no engine", typed, plan, config=config, here=ADA)
     assert "TensorRT said: IBuilder::buildSerializedNetwork: Error Code" in message
+
+
+@pytest.fixture
+def strips(monkeypatch):
+    """TensorRT that strips: its flags are taken for harmless ones, so that the real builder, which
+    cannot strip without a GPU, builds all the same."""
+    trt = trt_with_a_gpu()
+    real = trt.BuilderFlag
+    trt.BuilderFlag = types.SimpleNamespace(
+        TF32=real.TF32, STRIP_PLAN=real.DEBUG, REFIT_IDENTICAL=real.DEBUG
+    )
+    monkeypatch.setitem(sys.modules, "tensorrt", trt)
+    return trt
+
+
+def test_an_engine_without_weights_is_seen_to_take_them(typed, plan, strips):
+    stripped = {"target": "trt", "here": ADA, "config": EngineConfig(strip_weights=True)}
+    manifest = build(typed, plan, **stripped)
+    assert strips.calls[-2:] == ["weights of model.fp16.onnx", "refit"]
+    assert manifest.stripped
+    assert manifest.plan_sha256 == hashlib.sha256(plan.read_bytes()).hexdigest()
+    strips.calls.clear()
+    assert not build(typed, plan, target="trt", here=ADA).stripped
+    assert "refit" not in strips.calls
+
+
+def test_an_engine_that_could_not_be_completed_is_not_written(typed, plan, strips):
+    strips.Refitter.missing = ("blocks.0.w",)
+    match = r"engine of model\.fp16\.onnx holds no weights, .* lacks 1 of them, 'blocks\.0\.w'"
+    config = EngineConfig(strip_weights=True)
+    refused(AmpDeployError, match, typed, plan, target="trt", here=ADA, config=config)
+
+
+def test_a_memory_limit_reaches_the_builder(typed, plan):
+    manifest = build(typed, plan, config=EngineConfig(memory_limit_bytes=1 << 30))
+    assert manifest.options["memory"] == "1024 MiB as given; no GPU here"
+    assert 500 << 20 < manifest.options["workspace_bytes"] < 512 << 20
 
 
 def test_an_engine_that_does_not_load_where_it_was_built_is_not_written(typed, plan):

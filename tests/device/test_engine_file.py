@@ -199,7 +199,6 @@ def test_an_engine_that_fits(manifest, machine, version):
         (JETSON, here(ORIN, board=OTHER_BOARD), VERSION, f"this is {OTHER_BOARD}"),
         (RTX, here(compute_capability="12.0"), "1.7.1.116", r"8\.6, 8\.9, and this GPU"),
         (RTX, ADA, "1.8.0.1", r"this is 1\.8\.0\.1"),
-        (changed(stripped=True), ADA, VERSION, "no weights"),
     ],
 )
 def test_an_engine_that_does_not_fit_is_refused_with_the_reason(manifest, machine, version, match):
@@ -215,10 +214,6 @@ def test_every_mismatch_is_named_and_no_version_of_another_kind_is_compared():
     assert "aarch64" in message
     assert "8.7" in message
     assert "1.7.1.116" not in message
-
-
-def test_a_stripped_plan_is_welcome_to_be_refitted():
-    check_fits(changed(stripped=True), ADA, VERSION, "trt", stripped_ok=True)
 
 
 def test_refusing_takes_well_under_a_second_and_no_tensorrt(plan):

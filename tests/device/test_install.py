@@ -20,8 +20,8 @@ from ampdeploy.device import archive
 from ampdeploy.device import bundle as form
 from ampdeploy.device.engine_file import read_manifest
 from ampdeploy.device.flavour import describe_flavour
-from ampdeploy.device.install import InstallOptions, install_bundle
-from ampdeploy.device.installation import check_installation
+from ampdeploy.device.install import UNFINISHED, InstallOptions, install_bundle
+from ampdeploy.device.installation import check_installation, read_installation
 from ampdeploy.device.make import Job, avoid_known_bugs
 from ampdeploy.device.platform import device_facts
 from ampdeploy.export.write import write_graph
@@ -143,6 +143,68 @@ def test_paths_that_are_no_bundle(tmp_path, capsys):
     assert "no tar of a bundle" in capsys.readouterr().err
 
 
+def test_a_baseline_that_cannot_be_built_costs_the_comparison_and_nothing_else(
+    small, tmp_path, capsys, caplog
+):
+    (small / "baseline.fp16.onnx").write_bytes(b"no graph")
+    reseal(small)
+    out = tmp_path / "engine"
+    assert main(["engine", str(small), "--target", "ort", "--out", str(out)]) == 0
+    found = check_installation(out, NO_GPU)
+    assert found.self_test is not None
+    assert found.comparison is None
+    assert "baseline.fp16.onnx" in found.why_no_comparison
+    assert "tested and installed, but not compared" in caplog.text
+    assert f"not compared with the unpruned model: {found.why_no_comparison}" in (
+        capsys.readouterr().out
+    )
+    assert sorted(os.listdir(tmp_path)) == ["device", "engine"]
+
+
+@pytest.mark.parametrize("compare", [True, False])
+def test_killed_over_the_comparison_the_tested_artifact_is_installed(small, tmp_path, compare):
+    """As by a board out of memory; the same command goes on with the comparison alone."""
+    out = tmp_path / "engine"
+    command = ["engine", str(small), "--target", "ort", "--out", str(out), "-q"]
+    killed(command, "install", "compare_with_baseline")
+    found = check_installation(out, NO_GPU)
+    assert found.self_test is not None
+    assert (found.comparison, found.why_no_comparison) == (None, UNFINISHED)
+    installed = (out / "model.fp16.onnx").stat().st_ino
+    assert main(command if compare else [*command, "--no-compare"]) == 0
+    found = check_installation(out, NO_GPU)
+    assert (found.comparison is not None) == compare
+    assert found.why_no_comparison == (None if compare else "--no-compare was given")
+    assert (out / "model.fp16.onnx").stat().st_ino == installed
+    # What is there was not installed over itself, which would have cost its predecessor.
+    assert sorted(os.listdir(tmp_path)) == ["device", "engine"]
+
+
+def test_another_bundle_does_not_go_on_with_the_comparison(small, other, tmp_path):
+    out = tmp_path / "engine"
+    command = ["--target", "ort", "--out", str(out)]
+    killed(["engine", str(small), *command, "-q"], "install", "compare_with_baseline")
+    assert main(["engine", str(other), *command, *QUICK]) == 0
+    assert read_installation(out).bundle_sha256 == form.read_bundle(other).sha256
+    previous = read_installation(tmp_path / "engine.previous")
+    assert previous.bundle_sha256 == form.read_bundle(small).sha256
+
+
+@needs_no_gpu
+def test_the_builders_memory_can_be_limited(small, tmp_path, capsys):
+    out = tmp_path / "engine"
+    command = ["engine", str(small), "--out", str(out), "--memory-limit", "1GB", *QUICK]
+    assert main([*command, "--target", "ort"]) == 2
+    assert "target ort builds no engine whose memory could be limited" in capsys.readouterr().err
+    assert main([*command, "--target", "trt-rtx", "--untested"]) == 0
+    assert read_installation(out).engine["memory_limit_bytes"] == 1 << 30
+    said = read_manifest(out / "engine.plan").options
+    assert said["memory"] == "1024 MiB as given; no GPU here"
+    assert 0 < said["workspace_bytes"] < 1 << 29
+    assert main(["engine", str(out), "--memory-limit", "1GB"]) == 2
+    assert "is an installation: nothing is built" in capsys.readouterr().err
+
+
 def test_options_of_a_bundle_are_refused_for_a_run(deferred_run, capsys):
     assert main(["engine", str(deferred_run), "--untested", "--target", "ort", "-q"]) == 2
     assert "--target, --untested is for a bundle" in capsys.readouterr().err
@@ -189,12 +251,13 @@ def test_engines_of_a_run_are_built_here(deferred_run, tmp_path, capsys):
     manifest = json.loads((run / "manifest.json").read_text())
     manifest["config"]["target"] = "trt-rtx"
     (run / "manifest.json").write_text(json.dumps(manifest))
-    assert main(["engine", str(run), "--json", "-q"]) == 0
+    assert main(["engine", str(run), "--json", "-q", "--memory-limit", "2GB"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert set(said) == {"engine.plan", "baseline.plan"}
     for name, facts in said.items():
         assert facts["plan_sha256"] == sha256_file(run / name)
         assert facts["precision"]["asked"] == "fp16"
+        assert facts["options"]["memory"].startswith("2048 MiB as given; ")
     assert said["engine.plan"]["onnx_sha256"] == sha256_file(run / "model.fp16.onnx")
 
 

@@ -44,6 +44,12 @@ def test_an_installation_of_another_machine_is_refused(tmp_path):
         check_installation(tmp_path / "b", ORIN)
 
 
+def test_an_installed_plan_without_weights_needs_its_onnx_file(tmp_path):
+    put(tmp_path / "a", stripped=True)
+    with pytest.raises(ArtifactError, match=r"model\.fp16\.onnx, where they are, is not beside it"):
+        check_installation(tmp_path / "a", NO_GPU)
+
+
 def test_a_changed_installation_is_refused(small, tmp_path):
     out = tmp_path / "engine"
     assert main(["engine", str(small), "--target", "ort", "--out", str(out), *QUICK]) == 0

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from ampdeploy import __version__
+from ampdeploy.artifacts import sha256_file
 from ampdeploy.device.engine_file import (
     EngineManifest,
     PrecisionFacts,
@@ -126,6 +127,8 @@ def test_the_stand_in_has_only_what_the_real_tensorrt_has():
         (nvidia.RuntimeConfig, real.IRuntimeConfig),
         (nvidia.RuntimeCache, real.IRuntimeCache),
         (nvidia.Runtime, real.Runtime),
+        (nvidia.Refitter, real.Refitter),
+        (nvidia.OnnxParserRefitter, real.OnnxParserRefitter),
         (nvidia.TensorIOMode, real.TensorIOMode),
         (nvidia.TensorLocation, real.TensorLocation),
         (nvidia.DataType, real.DataType),
@@ -374,7 +377,7 @@ def test_an_engine_without_patches(tmp_path, trt):
             {"tensorrt_version": "10.3.0.26"},
             r"with TensorRT 10\.3\.0\.26, and this is 10\.13\.3\.9",
         ),
-        ({"stripped": True}, "holds no weights"),
+        ({"stripped": True}, r"holds no weights, and model\.fp16\.onnx, .* is not beside it"),
         ({"plan_bytes": 7}, "cut short"),
         ({"plan_sha256": "0" * 64}, "another sha256"),
     ],
@@ -384,6 +387,88 @@ def test_nothing_that_does_not_fit_reaches_tensorrt(tmp_path, gpu, trt, changes,
         TrtTarget().open(write_engine(tmp_path, **changes))
     assert "deserialize_cuda_engine" not in gpu.calls
     assert gpu.live == {}
+
+
+def write_stripped(folder, **changes):
+    """A plan without weights, and beside it the ONNX file that it was built from."""
+    onnx, data = folder / "model.fp16.onnx", folder / "model.fp16.onnx.data"
+    onnx.write_bytes(b"a graph")
+    data.write_bytes(b"weights")
+    hashes = {"onnx_sha256": sha256_file(onnx), "onnx_data_sha256": sha256_file(data)}
+    return write_engine(folder, stripped=True, **{**hashes, **changes})
+
+
+@pytest.mark.parametrize("is_rtx", [False, True])
+def test_a_plan_without_weights_gets_them_when_it_is_opened(tmp_path, gpu, monkeypatch, is_rtx):
+    version = "1.7.1.116" if is_rtx else "10.13.3.9"
+    target = TrtRtxTarget() if is_rtx else TrtTarget()
+    state = nvidia.TensorRt(gpu)
+    state.stripped = True
+    nvidia.install_tensorrt(monkeypatch, state, rtx=is_rtx, version=version)
+    path = write_stripped(tmp_path, target=target.name, tensorrt_version=version)
+    before = {file.name: sha256_file(file) for file in tmp_path.iterdir() if file.is_file()}
+    with target.open(path) as runner:
+        assert_expected(runner.run(images(2)), images(2))
+    done = [call for call in gpu.calls if "refit" in call.lower() or "context" in call.lower()]
+    assert done == [
+        "refit_from_file", "refit_cuda_engine", "del OnnxParserRefitter", "del Refitter",
+        "create_execution_context", "del Context",
+    ]  # fmt: skip
+    assert gpu.live == {}
+    after = {file.name: sha256_file(file) for file in tmp_path.iterdir() if file.is_file()}
+    assert after == before  # the small plan stays small
+
+
+def test_a_plan_with_weights_is_not_refitted(tmp_path, gpu, trt):
+    with TrtTarget().open(write_engine(tmp_path)) as runner:
+        assert_expected(runner.run(images(1)), images(1))
+    assert "refit_from_file" not in gpu.calls
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("model.fp16.onnx", None, r"model\.fp16\.onnx, where they are, is not beside it"),
+        ("model.fp16.onnx.data", None, r"model\.fp16\.onnx\.data, where they are, is not beside"),
+        ("model.fp16.onnx", b"another graph", r"model\.fp16\.onnx beside it is not the one"),
+        ("model.fp16.onnx.data", b"others!", r"model\.fp16\.onnx beside it is not the one"),
+    ],
+)
+def test_wrong_weights_never_reach_tensorrt(tmp_path, gpu, trt, file, content, message):
+    path = write_stripped(tmp_path)
+    (tmp_path / file).unlink()
+    if content is not None:
+        (tmp_path / file).write_bytes(content)
+    with pytest.raises(ArtifactError, match=message):
+        TrtTarget().open(path)
+    assert "deserialize_cuda_engine" not in gpu.calls
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        (
+            "refit_from_file",
+            r"does not take those of model\.fp16\.onnx \(odd shape\)\. Tensor.* why",
+        ),
+        ("missing", r"model\.fp16\.onnx lacks 2 of them, 'blocks\.0\.w' among them"),
+        (
+            "refit_cuda_engine",
+            r"refitting it with those of model\.fp16\.onnx failed\. .* why refit",
+        ),
+    ],
+)
+def test_weights_that_tensorrt_does_not_take(tmp_path, gpu, trt, what, message):
+    trt.stripped = True
+    if what == "missing":
+        trt.missing = ["blocks.0.w", "blocks.0.b"]
+    else:
+        trt.refuse.add(what)
+    with pytest.raises(AmpDeployError, match=rf"engine\.plan holds no weights, and .*{message}"):
+        TrtTarget().open(write_stripped(tmp_path))
+    assert "create_execution_context" not in gpu.calls
+    assert gpu.live == {}
+    assert gpu.calls[-1] == "del Runtime"
 
 
 def test_threads_and_a_lean_runtime_are_passed_on(tmp_path, trt):
