@@ -70,7 +70,8 @@ def install_line(module: str) -> str:
         return (
             "sudo apt-get install tensorrt python3-libnvinfer (JetPack's own packages; never pip, "
             "whose TensorRT does not fit JetPack's). In a virtual environment, make it with "
-            "--system-site-packages, or it does not see them"
+            "--system-site-packages, or it does not see them. What runs engines is not in JetPack: "
+            "pip install 'cuda-python>=12.6,<13' (JetPack 7: 'cuda-python<14')"
         )
     extra = _EXTRA_OF.get(top)
     if extra is None:

@@ -1,9 +1,12 @@
-"""The list of stages, once, and what runs, skips and resumes them.
+"""What runs, skips and resumes the stages of `ampdeploy.stages.plan`.
 
 A stage is skipped when its options, its inputs' hashes and the versions in use hash to what the
 manifest says, and its outputs are still on disk unchanged. That is what makes a build resumable
 after Ctrl-C, kill -9 or power loss: artifacts are renamed into place whole, the manifest is
 written after them, and a stage that is not in the manifest runs again.
+
+What lies in the folder of a finished build is of that build: what stages wrote that it does not
+have is deleted. So are the graphs, engines and reports of an earlier model when one is refused.
 """
 
 from __future__ import annotations
@@ -14,176 +17,16 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from ampdeploy import artifacts
 from ampdeploy.artifacts import Manifest, StageRecord
-from ampdeploy.config import BuildConfig, from_json, to_json
-from ampdeploy.errors import AmpDeployError, ArtifactError
+from ampdeploy.config import BuildConfig, from_json
+from ampdeploy.errors import AmpDeployError, ArtifactError, VerificationError
 from ampdeploy.optional import require_build_host
 from ampdeploy.progress import log
 from ampdeploy.run import Run, Stage, fingerprint, open_run, read_or_new, versions
-from ampdeploy.stages import deploy, distill, engine, inputs, measure, prune
-from ampdeploy.stages.common import (
-    engine_sources,
-    judging_target,
-    resolve_paths,
-    runnable_artifacts,
-    shipped_artifacts,
-    student_artifact,
-)
-from ampdeploy.stages.preflight import preflight
-
-# Distributions whose version can change what a stage computes, by what it uses.
-TORCH = ("numpy", "torch", "timm")
-IMAGES = ("pillow", "torchvision")
-ONNX = ("onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu")
-
-
-def plan(config: BuildConfig) -> list[Stage]:
-    """The whole pipeline for `config`, in order."""
-    a = artifacts
-    student = student_artifact(config)
-    runnable = runnable_artifacts(config)
-    moments = (a.MOMENTS,) if config.prune.needs_moments else ()
-    divergence = config.prune.search == "divergence"
-    repaired = config.prune.fold != "none"
-    training = Stage(
-        name="distill",
-        does=f"train the slim model against the original for {config.distill.epochs} epochs",
-        run=distill.distill,
-        reads=(a.BASELINE, a.SLIM),
-        after=("data.queries",),
-        writes=(a.DISTILLED, a.DISTILL),
-        options=distill.distill_options,
-        looks_outside=True,
-        packages=(*TORCH, *IMAGES),
-    )
-    typing = Stage(
-        name="type",
-        does="give every tensor its precision, and check it in real FP16 against PyTorch",
-        run=engine.type_graphs,
-        reads=(a.BASELINE, student, a.BASELINE_ONNX, a.MODEL_ONNX),
-        after=("data.calib", "data.queries"),
-        writes=(a.BASELINE_FP16_ONNX, a.MODEL_FP16_ONNX, a.PRECISION),
-        options=lambda c: to_json(c.precision),
-        packages=(*TORCH, *IMAGES, *ONNX),
-    )
-    fp16 = config.precision.precision == "fp16"
-    verdict = a.PRECISION if fp16 else a.EXPORT
-    engines = Stage(
-        name="engine",
-        does=f"build the engines for {config.target}",
-        run=engine.build_engines,
-        reads=(*engine_sources(config), verdict),
-        after=("load",),
-        writes=(a.BASELINE_PLAN, a.BASELINE_ENGINE_JSON, a.ENGINE_PLAN, a.ENGINE_JSON),
-        options=engine.engine_options,
-        looks_outside=True,
-    )
-    now = config.builds_engine and config.engine.when == "now"
-    return [
-        Stage(
-            name="data",
-            does="choose calibration and evaluation images; skip what cannot be read",
-            run=inputs.data,
-            options=inputs.data_options,
-            looks_outside=True,
-            packages=("pillow",),
-        ),
-        Stage(
-            name="load",
-            does="fetch the weights and check them against the model",
-            run=inputs.load,
-            writes=(a.BASELINE,),
-            options=inputs.load_options,
-            looks_outside=True,
-            packages=("timm", "torch", "safetensors"),
-        ),
-        Stage(
-            name="score",
-            does="rank every hidden neuron: one forward and backward",
-            run=prune.score,
-            reads=(a.BASELINE,),
-            after=("data.calib",),
-            writes=(a.SCORES, *moments),
-            options=prune.score_options,
-            packages=(*TORCH, *IMAGES),
-        ),
-        Stage(
-            name="search",
-            does="spend the budget where it costs least, and verify it on unseen images"
-            if divergence
-            else "find every block's width by AMP's threshold, last block first",
-            run=prune.search,
-            reads=(a.BASELINE, a.SCORES, *(moments if divergence else ())),
-            after=("data.calib",),
-            writes=(a.WIDTHS,),
-            options=prune.search_options,
-            packages=(*TORCH, *IMAGES),
-        ),
-        Stage(
-            name="slim",
-            does="remove the pruned neurons physically"
-            + (" and repair what is left" if repaired else ""),
-            run=prune.slim,
-            reads=(a.BASELINE, a.WIDTHS, *(moments if repaired else ())),
-            after=("data.calib",) if repaired else (),
-            writes=(a.SLIM, a.REPAIR),
-            options=prune.slim_options,
-            packages=("safetensors", *((*TORCH, *IMAGES) if repaired else ())),
-        ),
-        *([training] if config.distill.epochs else []),
-        Stage(
-            name="export",
-            does="write both models as ONNX and check them against PyTorch",
-            run=deploy.export,
-            reads=(a.BASELINE, student),
-            after=("data.queries",),
-            writes=(a.BASELINE_ONNX, a.MODEL_ONNX, a.EXPORT),
-            options=lambda c: to_json(c.export),
-            packages=(*TORCH, *ONNX),
-        ),
-        *([typing] if fp16 else []),
-        *([engines] if now else []),
-        Stage(
-            name="eval",
-            does="fidelity and k-NN accuracy on images that calibration never saw",
-            run=measure.evaluate,
-            reads=runnable,
-            after=("data.queries", "data.bank"),
-            writes=(a.EVAL,),
-            options=lambda c: {"target": judging_target(c)},
-            packages=(*TORCH, *IMAGES, *ONNX),
-        ),
-        Stage(
-            name="bench",
-            does="latency, interleaved, and memory in fresh processes",
-            run=measure.bench,
-            reads=runnable,
-            after=("data.queries",),
-            writes=(a.BENCH,),
-            options=measure.bench_options,
-            looks_outside=True,
-            packages=(*TORCH, *IMAGES, *ONNX),
-        ),
-        Stage(
-            name="report",
-            does="put it all in one place",
-            run=measure.report,
-            reads=(
-                *(a.BASELINE, student, a.WIDTHS, a.REPAIR, a.EXPORT, a.EVAL, a.BENCH),
-                *([a.PRECISION] if fp16 else []),
-                *([a.ENGINE_JSON, a.BASELINE_ENGINE_JSON] if now else []),
-                *shipped_artifacts(config),
-            ),
-            after=("data", "load"),
-            writes=(a.REPORT_JSON, a.REPORT_MD),
-            options=lambda c: {
-                "target": c.target,
-                "prune": to_json(c.prune),
-                "engine": c.engine.when,
-            },
-        ),
-    ]
+from ampdeploy.stages.common import resolve_paths
+from ampdeploy.stages.plan import left_out
+from ampdeploy.stages.plan import plan as plan
+from ampdeploy.stages.preflight import packs_bundle, preflight
 
 
 def build(config: BuildConfig, *, until: str = "report") -> Run:
@@ -201,14 +44,30 @@ def build(config: BuildConfig, *, until: str = "report") -> Run:
     """
     config = resolve_paths(config)
     require_build_host("ampdeploy build")
-    preflight(config)
+    preflight(config, until=until)
     with open_run(config) as run:
-        for stage in _until(plan(config), until):
-            _run_stage(run, stage)
+        stages = plan(config)
+        for stage in _until(stages, until):
+            if stage is stages[-1]:  # the report is of what there is
+                for old in left_out(config):
+                    _discard(run, old)
+            try:
+                _run_stage(run, stage)
+            except VerificationError:
+                for later in (*stages[stages.index(stage) :], *left_out(config)):
+                    if later.delivers:
+                        _discard(run, later)
+                raise
         run.save_config()
-    if config.builds_engine and config.engine.when == "deferred" and until == "report":
+    if packs_bundle(config, until):
         _pack(config.folder)
     return run
+
+
+def _discard(run: Run, stage: Stage) -> None:
+    gone = run.discard(stage)
+    if gone:
+        log.info("        removed %s of an earlier build", ", ".join(gone))
 
 
 def _pack(folder: Path) -> None:
@@ -316,6 +175,8 @@ def _run_stage(run: Run, stage: Stage) -> None:
             f"stage {stage.name!r} needs {', '.join(stage.reads)} in {run.folder}, and not all of "
             "it is there. Run `ampdeploy build` on this folder."
         )
+    if stage.delivers:
+        run.discard(stage)
     run.forget_hashes(stage.writes)
     started = time.monotonic()
     with explain_memory_errors(stage.name):

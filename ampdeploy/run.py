@@ -17,6 +17,10 @@ from ampdeploy.errors import AmpDeployError
 
 # Key in a stage's facts under which it says what identifies each part of them.
 IDENTITY = "identity"
+# Key in a stage's options for what belongs to the machine, and in there, in a build of an engine,
+# for whether that machine runs it.
+MACHINE = "machine"
+RUNS_ENGINE = "runs_engine"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +43,9 @@ class Stage:
     """Its options depend on more than the config: folders, weights or the machine."""
     packages: tuple[str, ...] = ()
     """Distributions whose version can change its result."""
+    delivers: bool = False
+    """What it writes is what people take away. It goes before the stage runs again, and when an
+    earlier stage refuses: an old engine must not pass for the one that was just refused."""
 
 
 class Run:
@@ -110,15 +117,17 @@ class Run:
         inputs = self.input_hashes(stage)
         if record is None or inputs is None:
             return False
-        if record.fingerprint != fingerprint(stage, self.config, inputs):
+        if not self._outputs_stand(stage):
             return False
-        return self._outputs_stand(stage)
+        if record.fingerprint == fingerprint(stage, self.config, inputs):
+            return True
+        return record.inputs == inputs and _did_more(record.options, stage, self.config)
 
     def is_current(self, stage: Stage, *, ignoring: str | None = None) -> bool:
         """Whether what `stage` wrote belongs to this run's config and present artifacts.
 
         Unlike `is_done` it does not ask the outside world: a finished run stays usable where its
-        images and weights are not, and under newer libraries.
+        images and weights are not, on any machine, and under newer libraries.
 
         Args:
             stage: One of the plan.
@@ -127,14 +136,52 @@ class Run:
         record = self.manifest.stage(stage.name)
         if record is None or record.inputs != self.input_hashes(stage):
             return False
-        if not stage.looks_outside and record.options != stage.options(self.config):
+        if not stage.looks_outside and _lasting(record.options) != _lasting(
+            stage.options(self.config)
+        ):
             return False
         return self._outputs_stand(stage, ignoring)
+
+    def discard(self, stage: Stage) -> list[str]:
+        """Delete what `stage` wrote, and its record; returns the names of what was there."""
+        record = self.manifest.stage(stage.name)
+        names = {*stage.writes, *(f"{name}.data" for name in stage.writes)}
+        names |= set(record.outputs) if record else set()
+        there = sorted(name for name in names if self.path(name).exists())
+        for name in there:
+            with artifacts.explain_os_errors(self.path(name)):
+                self.path(name).unlink()
+        self.forget_hashes(stage.writes)
+        if record is not None:
+            del self.manifest.data["stages"][stage.name]
+            self.manifest.save()
+        return there
 
     def _outputs_stand(self, stage: Stage, ignoring: str | None = None) -> bool:
         record = self.manifest.stage(stage.name)
         outputs = record.outputs if record else {}
         return all(self.sha256(n) == digest for n, digest in outputs.items() if n != ignoring)
+
+
+def _lasting(options: dict[str, Any]) -> dict[str, Any]:
+    """What is left of a stage's options without those of the machine."""
+    return {key: value for key, value in options.items() if key != MACHINE}
+
+
+def _did_more(recorded: dict[str, Any], stage: Stage, config: BuildConfig) -> bool:
+    """Whether a stage was done where the engine runs, which it does not here.
+
+    What was measured with the engine stands then: all that this machine could put in its place is
+    that it was not measured.
+    """
+    if not _runs_engine(recorded):
+        return False
+    here = stage.options(config)
+    return not _runs_engine(here) and _lasting(recorded) == _lasting(here)
+
+
+def _runs_engine(options: dict[str, Any]) -> bool:
+    return bool(options.get(MACHINE, {}).get(RUNS_ENGINE))
 
 
 def versions(stage: Stage) -> dict[str, str]:

@@ -46,6 +46,7 @@ def build_config(**changes):
         (lambda: PruneConfig(min_width=-8), "min width is -8"),
         (lambda: DataConfig(calib=Path("c"), calib_images=0), "calib images is 0"),
         (lambda: DataConfig(calib=Path("c"), eval_images=-3), "eval images is -3"),
+        (lambda: DataConfig(calib=Path("c"), seed=-1), "seed is -1"),
         (lambda: ModelConfig(name="x", image_size=0), "image size is 0"),
         (lambda: DistillConfig(epochs=-1), "epochs is -1"),
         (lambda: DistillConfig(min_scale=2), "min scale is 2"),

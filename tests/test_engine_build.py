@@ -145,6 +145,15 @@ def test_without_tensorrt_a_build_stops_at_once_with_three_ways_on(inputs, tmp_p
         (("--target", "trt-rtx", "--compute-capability", "hopper"), "give major and minor"),
         (("--target", "ort", "--min-cosine-p1", "0.99"), "judges FP16"),
         (("--target", "trt-rtx", "--min-cosine-p1", "1.5"), "at most 1"),
+        # No machine is needed to know these, so a build for a device knows them as well.
+        (
+            ("--target", "trt-rtx", "--engine", "deferred", "--portable", "same-cc"),
+            "--portable same-cc is not for target trt-rtx",
+        ),
+        (
+            ("--target", "trt", "--engine", "deferred", "--compute-capability", "8.7"),
+            "builds for the GPU it runs on",
+        ),
     ],
 )
 def test_options_that_make_no_sense(inputs, tmp_path, capsys, options, message):
@@ -152,6 +161,30 @@ def test_options_that_make_no_sense(inputs, tmp_path, capsys, options, message):
     assert main(runs.arguments(inputs, out, *options)) == 2
     assert message in capsys.readouterr().err
     assert not out.exists()
+
+
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+def test_the_place_of_the_bundle_is_looked_at_first(inputs, tmp_path, capsys, dry):
+    taken = tmp_path / "run-bundle"
+    taken.mkdir()
+    (taken / "thesis.txt").write_text("draft 17")
+    options = ("--target", "trt", "--engine", "deferred", *dry)
+    assert main(runs.arguments(inputs, tmp_path / "run", *options)) == 1
+    assert f"{taken}, which exists and is no bundle" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    assert [path.name for path in taken.iterdir()] == ["thesis.txt"]
+
+
+def test_a_dry_run_for_a_device_names_the_bugs_that_it_may_have(inputs, tmp_path, capsys):
+    options = ("--target", "trt", "--engine", "deferred", "--dry-run")
+    command = runs.arguments(inputs, tmp_path / "run", *options)
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    assert "Known bug dynamic-batch-transformer may be met (10.3 to before 10.5" in shown
+    assert "rope-vit-wrong" not in shown
+    assert main([*command, "--json"]) == 0
+    notes = json.loads(capsys.readouterr().out)["expected"]["known_bugs"]
+    assert [note for note in notes if "dynamic-batch-transformer" in note]
 
 
 def test_fp16_that_cannot_be_vouched_for_leaves_no_engine(inputs, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ from ampdeploy.bench.host import host_facts
 from ampdeploy.bench.latency import BASELINE, PRUNED, measure_interleaved
 from ampdeploy.bench.memory import measure_memory
 from ampdeploy.config import BenchConfig
+from ampdeploy.device.engine_file import read_manifest
 from ampdeploy.progress import log
 from ampdeploy.report.codec import to_plain
-from ampdeploy.targets.base import get_target
+from ampdeploy.targets.base import ENGINE_SUFFIXES, get_target
 
 
 def measure_pair(
@@ -31,10 +33,13 @@ def measure_pair(
         config: Batch sizes, runs and threads.
 
     Returns:
-        Plain data: the host and device, memory (per role) at the largest batch size, and latency
-        (per batch size).
+        Plain data: the host and device, memory (per role) at the largest batch size, latency (per
+        batch size), and not_timed: asked-for batch size -> why an engine does not take it.
     """
-    largest = max(config.batch_sizes)
+    sizes, not_timed = sizes_to_time(config.batch_sizes, (baseline, pruned))
+    for left_out, why in not_timed.items():
+        log.warning("batch %s is not timed: %s", left_out, why)
+    largest = max(sizes)
     memory = {
         role: to_plain(measure_memory(target, artifact, batch_size=largest, threads=config.threads))
         for role, artifact in ((BASELINE, baseline), (PRUNED, pruned))
@@ -45,7 +50,7 @@ def measure_pair(
         opened.open(baseline, threads=config.threads) as dense,
         opened.open(pruned, threads=config.threads) as slim,
     ):
-        for size in config.batch_sizes:
+        for size in sizes:
             log.info("        timing batch %d", size)
             result = measure_interleaved(
                 {BASELINE: dense, PRUNED: slim},
@@ -59,4 +64,37 @@ def measure_pair(
                 "throughput_img_s": result.throughput_img_s,
             }
         device = dense.device
-    return {"host": host_facts(), "device": device, "memory": memory, "latency": latency}
+    return {
+        "host": host_facts(),
+        "device": device,
+        "memory": memory,
+        "latency": latency,
+        "not_timed": not_timed,
+    }
+
+
+def sizes_to_time(
+    asked: Sequence[int], files: Sequence[Path]
+) -> tuple[tuple[int, ...], dict[str, str]]:
+    """The batch sizes that all `files` take, and why not the others.
+
+    An engine takes those of its profile, which a known bug of its TensorRT may have made narrower
+    than was asked for. Where it takes none of `asked`, it is timed at what it was tuned for.
+
+    Args:
+        asked: Batch sizes to time.
+        files: Artifacts; engines have their manifests beside them.
+
+    Returns:
+        Sizes to time, one at least; size -> why it is left out.
+    """
+    engines = [path for path in files if path.suffix in ENGINE_SUFFIXES]
+    if not engines:
+        return tuple(asked), {}
+    profiles = [read_manifest(path).profiles[0] for path in engines]
+    smallest = max(profile.min[0] for profile in profiles)
+    largest = min(profile.max[0] for profile in profiles)
+    takes = f"{smallest} to {largest}" if smallest < largest else f"{largest}"
+    inside = tuple(size for size in asked if smallest <= size <= largest)
+    why = f"the engine was built for batches of {takes}"
+    return inside or (profiles[-1].opt[0],), {str(n): why for n in asked if n not in inside}

@@ -53,11 +53,11 @@ def find_pair(
         raise ConfigError(f"{verb} takes --run RUN, or ARTIFACT with --baseline BASELINE.")
     if run is not None:
         from ampdeploy.pipeline import require_current, rerun_config
-        from ampdeploy.stages.common import runnable_artifacts_for
+        from ampdeploy.stages.common import runnable_artifacts
 
         config = rerun_config(run)
         chosen = get_target(target or config.target)
-        names = runnable_artifacts_for(config, chosen.name)
+        names = runnable_artifacts(config, chosen.name)
         stage, then = _made_by(config, names[0], run)
         require_current(config, stage, then)
         baseline, artifact = (run / name for name in names)

@@ -17,7 +17,7 @@ def print_plan(config: BuildConfig, *, as_json: bool, until: str = "report") -> 
     from ampdeploy.pipeline import status
     from ampdeploy.stages.preflight import preflight
 
-    expected = preflight(config)
+    expected = preflight(config, until=until)
     rows = status(config)
     names = [stage.name for stage, _ in rows]
     rows = rows[: names.index(until) + 1]
@@ -46,6 +46,10 @@ def print_plan(config: BuildConfig, *, as_json: bool, until: str = "report") -> 
         cut = 1 - expected.params / expected.params_dense
         size += f" -> about {expected.params / 1e6:.2f} M (-{cut:.1%})"
     click.echo(f"{size}; widths in steps of {expected.multiple}; {_images(config)}")
+    if expected.why_no_engine:
+        click.echo(f"judged with {expected.judged_on} in float32: {expected.why_no_engine}")
+    for note in expected.known_bugs:
+        click.echo(note)
     for stage, state in rows:
         wrote = f" -> {', '.join(stage.writes)}" if stage.writes else ""
         click.echo(f"  {stage.name:8} {state:11} {stage.does}{wrote}")

@@ -39,7 +39,11 @@ def show_run(folder: Path, *, as_json: bool) -> None:
     from ampdeploy.report.terminal import summary_table
 
     Console().print(summary_table(report))
+    from ampdeploy.pipeline import plan, rerun_config
+
+    # Of this build: other things may lie in the folder, too.
+    ours = {name for stage in plan(rerun_config(folder)) for name in stage.writes}
     click.echo(f"\nWrote to {folder}:")
     for name in _WORTH_NAMING:
-        if (folder / name).exists():
+        if name in ours or name == artifacts.MANIFEST:
             click.echo(f"  {name:22} {(folder / name).stat().st_size / 1e6:8.2f} MB")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ampdeploy.artifacts import atomic_path
 from ampdeploy.config import EngineConfig
-from ampdeploy.device.flavour import Flavour
+from ampdeploy.device.flavour import TRT_RTX, Flavour
 from ampdeploy.device.memory_budget import MemoryBudget
 from ampdeploy.errors import AmpDeployError, ConfigError, MissingDependencyError
 from ampdeploy.progress import log
@@ -37,6 +37,43 @@ DEFAULT_COMPUTE_CAPABILITIES = ("8.0", "8.6", "8.9", "12.0", "12.1")
 CURRENT = "CURRENT"
 
 
+def check_options(target: str, config: EngineConfig) -> None:
+    """Refuse options that no TensorRT and no machine takes together.
+
+    Args:
+        target: ``trt`` or ``trt-rtx``.
+        config: What was asked for.
+
+    Raises:
+        ConfigError: They exclude each other, or the target.
+    """
+    asked = f"--portable {config.portable}"
+    capabilities = ", ".join(config.compute_capabilities)
+    if target == TRT_RTX and config.portable != "none":
+        raise ConfigError(
+            f"{asked} is not for target {target}: TensorRT for RTX ignores it or fails. Its "
+            "engines already run on every GPU that they are built for; name those with the compute "
+            "capabilities."
+        )
+    if target != TRT_RTX and capabilities:
+        raise ConfigError(
+            f"compute capabilities {capabilities} were given, and target {target} builds for the "
+            "GPU it runs on. Leave them out, or use --target trt-rtx."
+        )
+    if config.strip_weights and config.portable == "version":
+        # A version-compatible plan runs in the lean runtime, which neither refits nor serialises:
+        # https://developer.nvidia.com/ja-jp/blog/tensorrt-hardware-version-compatibility/
+        raise ConfigError(
+            f"--strip-weights and {asked} exclude each other: the runtime inside a "
+            "version-compatible plan cannot put weights back. Choose one."
+        )
+    if config.strip_weights and len(config.compute_capabilities) > 1:
+        raise ConfigError(
+            "--strip-weights: without weights, TensorRT for RTX builds for one compute capability "
+            f"at a time; {capabilities} were given."
+        )
+
+
 def check_can_build(flavour: Flavour, config: EngineConfig, here: DeviceFacts) -> None:
     """Refuse what cannot be built here, before anything expensive starts.
 
@@ -44,21 +81,16 @@ def check_can_build(flavour: Flavour, config: EngineConfig, here: DeviceFacts) -
         ConfigError: The options exclude each other, or this TensorRT or machine.
         MissingDependencyError: It takes a GPU, and there is none.
     """
-    name = f"target {flavour.target}"
+    check_options(flavour.target, config)
     if not flavour.can_build_without_gpu and here.gpu is None:
         raise MissingDependencyError(
-            f"{name} builds on the GPU that the engine is for, and this machine has none "
-            f"({here.problem}). Build on the device from a bundle (--engine deferred, then "
-            "`ampdeploy bundle`), or build with --target trt-rtx, which needs no GPU."
-        )
-    if config.compute_capabilities and not flavour.is_rtx:
-        raise ConfigError(
-            f"compute capabilities {', '.join(config.compute_capabilities)} were given, and {name} "
-            "builds for the GPU it runs on. Leave them out, or use --target trt-rtx."
+            f"target {flavour.target} builds on the GPU that the engine is for, and this machine "
+            f"has none ({here.problem}). Build on the device from a bundle (--engine deferred, "
+            "then `ampdeploy bundle`), or build with --target trt-rtx, which needs no GPU."
         )
     _check_portable(flavour, config.portable, here)
     if config.strip_weights:
-        _check_strip(flavour, config, here)
+        _check_strip(flavour, here)
     if flavour.is_rtx:
         choose_compute_capabilities(flavour, config, here)
 
@@ -67,12 +99,6 @@ def _check_portable(flavour: Flavour, portable: str, here: DeviceFacts) -> None:
     if portable == "none":
         return
     asked = f"--portable {portable}"
-    if flavour.is_rtx:
-        raise ConfigError(
-            f"{asked} is not for target {flavour.target}: TensorRT for RTX ignores it or fails. "
-            "Its engines already run on every GPU that they are built for; name those with the "
-            "compute capabilities."
-        )
     if portable == "version":
         if not flavour.has_version_compatible:
             raise ConfigError(f"{asked}: TensorRT {flavour.version} cannot build such plans.")
@@ -96,28 +122,14 @@ def _check_portable(flavour: Flavour, portable: str, here: DeviceFacts) -> None:
         )
 
 
-def _check_strip(flavour: Flavour, config: EngineConfig, here: DeviceFacts) -> None:
+def _check_strip(flavour: Flavour, here: DeviceFacts) -> None:
     if not flavour.can_strip_weights:
         raise ConfigError(f"--strip-weights: TensorRT {flavour.version} cannot leave weights out.")
-    if config.portable == "version":
-        # A version-compatible plan runs in the lean runtime, which neither refits nor serialises:
-        # https://developer.nvidia.com/ja-jp/blog/tensorrt-hardware-version-compatibility/
-        raise ConfigError(
-            "--strip-weights and --portable version exclude each other: the runtime inside a "
-            "version-compatible plan cannot put weights back. Choose one."
-        )
-    if not flavour.is_rtx:
-        return
     # Documented, and 1.7.1 fails on every network with a matrix product: see CPU-only AOT, above.
-    if here.gpu is None:
+    if flavour.is_rtx and here.gpu is None:
         raise MissingDependencyError(
             "--strip-weights: without weights, TensorRT for RTX builds only on a machine with an "
             f"NVIDIA GPU, and this one has none ({here.problem}). Leave it out here."
-        )
-    if len(config.compute_capabilities) > 1:
-        raise ConfigError(
-            "--strip-weights: without weights, TensorRT for RTX builds for one compute capability "
-            f"at a time; {', '.join(config.compute_capabilities)} were given."
         )
 
 

@@ -84,8 +84,8 @@ def pack_run(run: Path, out: Path | None = None) -> Packed:
             f"{run} was built for target {config.target}, which devices do not run. Build it for "
             f"{', '.join(TARGETS)}."
         )
-    out = out or run.resolve().with_name(f"{run.resolve().name}-bundle")
-    _check_replaceable(out)
+    out = out or bundle_path(run)
+    check_replaceable(out)
     with run_lock(run), _scratch(out) as folder:
         _check_current(config, run)
         opened = Run(config, artifacts.Manifest.read(run))
@@ -96,6 +96,11 @@ def pack_run(run: Path, out: Path | None = None) -> Packed:
             _put(folder, out)
     total = sum(facts.bytes for facts in sealed.manifest.files.values())
     return Packed(path=out, bytes=total, sha256=sealed.sha256, manifest=sealed.manifest)
+
+
+def bundle_path(run: Path) -> Path:
+    """Where the bundle of a run goes unless told otherwise."""
+    return run.resolve().with_name(f"{run.resolve().name}-bundle")
 
 
 def _is_tar(out: Path) -> bool:
@@ -242,7 +247,7 @@ def _place(source: Path, target: Path, *, link: bool) -> None:
         shutil.copyfile(source, target)
 
 
-def _check_replaceable(out: Path) -> None:
+def check_replaceable(out: Path) -> None:
     """Refuse to overwrite anything but a bundle.
 
     Raises:
@@ -256,7 +261,8 @@ def _check_replaceable(out: Path) -> None:
         ours = out.is_dir() and ((out / form.BUNDLE_JSON).is_file() or not any(out.iterdir()))
     if not ours:
         raise AmpDeployError(
-            f"--out {out} exists and is no bundle; nothing there was touched. Choose a new name."
+            f"the bundle would be {out}, which exists and is no bundle; nothing there was touched. "
+            "Choose another --out, or move that away."
         )
 
 

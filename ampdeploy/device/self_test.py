@@ -1,14 +1,16 @@
-"""Does what was built compute what it should, and is it faster than the baseline? On the device.
+"""Does what was built compute what it should, and is it faster than the baseline?
 
-The golden inputs go through the target's own runner, at every batch size that the engine was tuned
-for: some TensorRT releases compute one of them wrong. numpy only.
+Real images go through the target's own runner, at every batch size that the engine was tuned for:
+some TensorRT releases compute one of them wrong. The reference is float32: a bundle's golden
+outputs, or, where the model was pruned, its float32 graph. numpy only.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,13 +18,16 @@ import numpy as np
 from ampdeploy.bench.accuracy import FidelityAccumulator, knn_predict
 from ampdeploy.bench.latency import BASELINE, PRUNED, measure_interleaved
 from ampdeploy.device.bundle import BANK, GOLDENS, Bundle
+from ampdeploy.device.engine_file import EngineManifest, read_manifest, write_manifest
 from ampdeploy.errors import ArtifactError, VerificationError
 from ampdeploy.export.names import FEATURES, PATCH_FEATURES
 from ampdeploy.precision.compare import Agreement, agreement
 from ampdeploy.progress import log
 from ampdeploy.report.codec import to_plain
-from ampdeploy.targets.base import Runner
+from ampdeploy.targets.base import Runner, get_target
 
+# Of the reference; memory only.
+_REFERENCE_BATCH = 4
 # Enough for an interval; the bench verb measures at leisure.
 COMPARE_MIN_RUNS = 20
 COMPARE_SECONDS = 4.0
@@ -140,30 +145,9 @@ def self_test(runner: Runner, bundle: Bundle, goldens: Goldens, batches: Iterabl
         VerificationError: Outputs are missing, not finite, or below the bar; says by how much.
     """
     bar = bundle.manifest.min_cosine_p1
-    _check_outputs(runner, goldens)
-    found: dict[str, dict[str, Agreement]] = {}
-    features = None
-    for batch in sorted(set(batches)):
-        computed = run_batched(runner, goldens.images, batch)
-        found[str(batch)] = {
-            name: agreement(computed[name], expected) for name, expected in goldens.outputs.items()
-        }
-        features = computed[FEATURES]
-    failed = [
-        f"batch {batch}, {name}: {seen} (least {seen.cosine_min:.6f})"
-        for batch, outputs in found.items()
-        for name, seen in outputs.items()
-        if not seen.passes(bar)
-    ]
-    if failed:
-        listed = "\n".join(f"  - {line}" for line in failed)
-        raise VerificationError(
-            f"{runner.name} does not compute what the model computes. On {len(goldens.images)} "
-            f"golden images the p1 cosine to the float32 outputs must be {bar:g} or more, and "
-            f"is not:\n{listed}"
-        )
+    found, features = _compare(runner, goldens.images, goldens.outputs, batches, bar)
     knn, why = None, "the bundle has no labelled feature bank"
-    if bundle.manifest.bank_images and features is not None:
+    if bundle.manifest.bank_images:
         knn, why = _check_knn(bundle, goldens, features), ""
     return SelfTest(
         images=len(goldens.images),
@@ -174,13 +158,95 @@ def self_test(runner: Runner, bundle: Bundle, goldens: Goldens, batches: Iterabl
     )
 
 
-def _check_outputs(runner: Runner, goldens: Goldens) -> None:
-    size = goldens.images.shape[-1]
-    if set(runner.output_names) != set(goldens.outputs) or runner.image_size != size:
+def prove_engine(plan: Path, onnx: Path, images: np.ndarray, *, bar: float) -> EngineManifest:
+    """Test an engine where it was built, and keep the result in its manifest.
+
+    Run here: with engines of stand-ins of NVIDIA's modules, not on a GPU.
+
+    Args:
+        plan: The engine, its manifest beside it; this GPU runs it.
+        onnx: The same model in float32, verified: ONNX Runtime makes the reference of it.
+        images: (N, 3, S, S) float32, preprocessed.
+        bar: Least p1 cosine to the reference.
+
+    Returns:
+        The manifest with the result: ``verdict``, ``engine``.
+
+    Raises:
+        VerificationError: The engine misses the bar at the smallest, usual or largest batch of its
+            profile, or values are not finite.
+    """
+    manifest = read_manifest(plan)
+    profile = manifest.profiles[0]
+    batches = (profile.min[0], profile.opt[0], profile.max[0])
+    # One after the other: each can take all the memory there is.
+    with get_target("ort").open(onnx) as runner:
+        expected = run_batched(runner, images, _REFERENCE_BATCH)
+    with get_target(manifest.target).open(plan) as runner:
+        found, _ = _compare(runner, images, expected, batches, bar)
+    tested = {
+        "images": len(images),
+        "bar_cosine_p1": bar,
+        "reference": f"{onnx.name} in ONNX Runtime, float32",
+        "batches": to_plain(found),
+    }
+    manifest = dataclasses.replace(manifest, verdict={**manifest.verdict, "engine": tested})
+    write_manifest(plan, manifest)
+    log.info(
+        "        %s agrees with %s: p1 cosine %.6f on %d images at batch %s, bar %g",
+        plan.name,
+        onnx.name,
+        min(seen.cosine_p1 for outputs in found.values() for seen in outputs.values()),
+        len(images),
+        ", ".join(found),
+        bar,
+    )
+    return manifest
+
+
+def _compare(
+    runner: Runner,
+    images: np.ndarray,
+    expected: Mapping[str, np.ndarray],
+    batches: Iterable[int],
+    bar: float,
+) -> tuple[dict[str, dict[str, Agreement]], np.ndarray]:
+    """Batch size -> output -> agreement with `expected`; and the features at the last size.
+
+    Raises:
+        VerificationError: Outputs are missing, not finite, or below the bar; says by how much.
+    """
+    _check_outputs(runner, images, expected)
+    found: dict[str, dict[str, Agreement]] = {}
+    computed: dict[str, np.ndarray] = {}
+    for batch in sorted(set(batches)):
+        computed = run_batched(runner, images, batch)
+        found[str(batch)] = {
+            name: agreement(computed[name], values) for name, values in expected.items()
+        }
+    failed = [
+        f"batch {batch}, {name}: {seen} (least {seen.cosine_min:.6f})"
+        for batch, outputs in found.items()
+        for name, seen in outputs.items()
+        if not seen.passes(bar)
+    ]
+    if failed:
+        listed = "\n".join(f"  - {line}" for line in failed)
+        raise VerificationError(
+            f"{runner.name} does not compute what the model computes. On {len(images)} images the "
+            f"p1 cosine to the float32 outputs must be {bar:g} or more, and is not:\n{listed}"
+        )
+    return found, computed[FEATURES]
+
+
+def _check_outputs(runner: Runner, images: np.ndarray, expected: Mapping[str, np.ndarray]) -> None:
+    size = images.shape[-1]
+    if set(runner.output_names) != set(expected) or runner.image_size != size:
         raise VerificationError(
             f"{runner.name} takes images of {runner.image_size} px and computes "
-            f"{', '.join(runner.output_names)}; the goldens are of {size} px, with "
-            f"{', '.join(goldens.outputs)}. They are not of one model; pack the bundle again."
+            f"{', '.join(runner.output_names)}; it is compared with outputs of images of {size} "
+            f"px, {', '.join(expected)}. They are not of one model. Build it again; a bundle, pack "
+            "again."
         )
 
 
@@ -226,7 +292,7 @@ def compare_with_baseline(
     Raises:
         VerificationError: The baseline computes NaN, or other outputs.
     """
-    _check_outputs(baseline, goldens)
+    _check_outputs(baseline, goldens.images, goldens.outputs)
     ours, theirs = (run_batched(runner, goldens.images, batch) for runner in (pruned, baseline))
     right = agreement(theirs[FEATURES], goldens.baseline_features)
     if right.not_finite:

@@ -15,17 +15,18 @@ from ampdeploy.report.result import (
     Data,
     Dataset,
     EngineFacts,
+    EngineTest,
     Fidelity,
     Interval,
     LatencyStats,
     Measured,
     Method,
     PrecisionProof,
+    Ratios,
     Report,
     Timing,
     Verification,
     Weights,
-    compute_ratios,
 )
 
 NO_ENERGY = "this version measures energy on no target"
@@ -143,9 +144,45 @@ def assemble(
             size: from_plain(Timing, row["timing"], where="bench.json")
             for size, row in timed.items()
         },
+        not_timed=dict(bench["not_timed"]),
         verification=tuple(_verification(role, export[role]) for role in ("baseline", "pruned")),
         stages_seconds=dict(stages_seconds),
         why=missing,
+    )
+
+
+def compute_ratios(
+    baseline: Measured,
+    pruned: Measured,
+    *,
+    latency: dict[str, Interval] | None,
+    accuracy_difference: dict[str, Interval] | None,
+    why: dict[str, str],
+) -> Ratios:
+    """Pruned / baseline of every number both have.
+
+    Args:
+        baseline: The dense model.
+        pruned: The slim model.
+        latency: Per batch size, from the paired samples (`LatencyResult.ratio`).
+        accuracy_difference: Per metric, from the paired predictions.
+        why: Reasons for `latency` or `accuracy_difference` being None.
+    """
+    why = dict(why)
+    memory = None
+    if baseline.memory_bytes and pruned.memory_bytes:
+        memory = pruned.memory_bytes / baseline.memory_bytes
+    else:
+        reasons = {**baseline.why, **pruned.why}
+        why["memory"] = reasons.get("memory_bytes", "memory_bytes is 0 for one of the models")
+    return Ratios(
+        params=pruned.params / baseline.params,
+        flops=pruned.flops / baseline.flops,
+        file_bytes=pruned.file_bytes / baseline.file_bytes,
+        memory=memory,
+        latency=latency,
+        accuracy_difference=accuracy_difference,
+        why=why,
     )
 
 
@@ -214,12 +251,32 @@ def _proof(facts: Mapping[str, Any]) -> PrecisionProof:
 
 def _engine(manifest: Mapping[str, Any]) -> EngineFacts:
     profile = manifest["profiles"][0]
+    tested = manifest["verdict"]["engine"]
+    untested = tested.get("untested")
     return EngineFacts(
         tensorrt=f"{manifest['target']} {manifest['tensorrt_version']}",
         compute_capabilities=tuple(manifest["compute_capabilities"]),
         batch=tuple(profile[end][0] for end in ("min", "opt", "max")),
         half_share=manifest["precision"]["half_share"],
         sha256=manifest["plan_sha256"],
+        test=None if untested else _engine_test(tested),
+        why={"test": untested} if untested else {},
+    )
+
+
+def _engine_test(facts: Mapping[str, Any]) -> EngineTest:
+    def each(key: str) -> dict[str, dict[str, float]]:
+        return {
+            batch: {name: seen[key] for name, seen in outputs.items()}
+            for batch, outputs in facts["batches"].items()
+        }
+
+    return EngineTest(
+        bar_cosine_p1=facts["bar_cosine_p1"],
+        images=facts["images"],
+        reference=facts["reference"],
+        cosine_p1=each("cosine_p1"),
+        cosine_min=each("cosine_min"),
     )
 
 

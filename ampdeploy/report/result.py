@@ -15,7 +15,7 @@ from ampdeploy.artifacts import read_json, write_text
 from ampdeploy.errors import ArtifactError
 from ampdeploy.report.codec import from_plain, to_plain
 
-SCHEMA_VERSION = 3  # of report.json; raise it when a field changes
+SCHEMA_VERSION = 4  # of report.json; raise it when a field changes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,7 +214,20 @@ class PrecisionProof:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EngineFacts:
+class EngineTest:
+    """The engine itself against its float32 graph, on real images."""
+
+    bar_cosine_p1: float
+    images: int
+    reference: str
+    """What computed the expected outputs."""
+    cosine_p1: dict[str, dict[str, float]]
+    """Batch size -> output -> 1st percentile of the cosine of its vectors to the reference."""
+    cosine_min: dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineFacts(Explained):
     """The engine that was built; all of it is in engine.json."""
 
     tensorrt: str
@@ -225,6 +238,8 @@ class EngineFacts:
     half_share: float
     """Share of the weights of matrix products that are multiplied in FP16."""
     sha256: str
+    test: EngineTest | None
+    """None with a why: no machine that runs it has built it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,6 +273,8 @@ class Report(Explained):
     ratio: Ratios
     timing: dict[str, Timing] | None
     """Per batch size."""
+    not_timed: dict[str, str]
+    """Batch size that was asked for -> why the engine does not take it."""
     verification: tuple[Verification, ...] | None
     stages_seconds: dict[str, float]
 
@@ -302,41 +319,6 @@ class Report(Explained):
     def write(self, path: Path) -> None:
         """Write report.json atomically."""
         write_text(path, self.to_json())
-
-
-def compute_ratios(
-    baseline: Measured,
-    pruned: Measured,
-    *,
-    latency: dict[str, Interval] | None,
-    accuracy_difference: dict[str, Interval] | None,
-    why: dict[str, str],
-) -> Ratios:
-    """Pruned / baseline of every number both have.
-
-    Args:
-        baseline: The dense model.
-        pruned: The slim model.
-        latency: Per batch size, from the paired samples (`LatencyResult.ratio`).
-        accuracy_difference: Per metric, from the paired predictions.
-        why: Reasons for `latency` or `accuracy_difference` being None.
-    """
-    why = dict(why)
-    memory = None
-    if baseline.memory_bytes and pruned.memory_bytes:
-        memory = pruned.memory_bytes / baseline.memory_bytes
-    else:
-        reasons = {**baseline.why, **pruned.why}
-        why["memory"] = reasons.get("memory_bytes", "memory_bytes is 0 for one of the models")
-    return Ratios(
-        params=pruned.params / baseline.params,
-        flops=pruned.flops / baseline.flops,
-        file_bytes=pruned.file_bytes / baseline.file_bytes,
-        memory=memory,
-        latency=latency,
-        accuracy_difference=accuracy_difference,
-        why=why,
-    )
 
 
 def unmeasured(value: Any, where: str = "") -> list[tuple[str, str]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,32 +22,7 @@ def student_artifact(config: BuildConfig) -> str:
     return artifacts.DISTILLED if config.distill.epochs else artifacts.SLIM
 
 
-def judging_target(config: BuildConfig) -> str:
-    """The target that evaluates the result on this machine.
-
-    The build's own; for an engine that this machine cannot run, or that is built on the device,
-    ONNX Runtime with the float32 graphs that the engines come from.
-    """
-    if config.builds_engine and (config.engine.when == "deferred" or no_gpu() is not None):
-        return "ort"
-    return config.target
-
-
-@functools.cache
-def no_gpu() -> str | None:
-    """Why this process can run no engine; None: there is a GPU."""
-    from ampdeploy.device.platform import device_facts
-
-    facts = device_facts()
-    return (facts.problem or "no GPU was found") if facts.gpu is None else None
-
-
-def runnable_artifacts(config: BuildConfig) -> tuple[str, str]:
-    """What evaluates the result: (baseline, pruned)."""
-    return runnable_artifacts_for(config, judging_target(config))
-
-
-def runnable_artifacts_for(config: BuildConfig, target: str) -> tuple[str, str]:
+def runnable_artifacts(config: BuildConfig, target: str) -> tuple[str, str]:
     """What `target` runs of this build: (baseline, pruned)."""
     from ampdeploy.targets.base import get_target
 
@@ -70,7 +44,7 @@ def engine_sources(config: BuildConfig) -> tuple[str, str]:
 def shipped_artifacts(config: BuildConfig) -> tuple[str, str]:
     """What the build is for, and whose size counts: (baseline, pruned)."""
     if not config.builds_engine:
-        return runnable_artifacts(config)
+        return runnable_artifacts(config, config.target)
     if config.engine.when == "deferred":
         return engine_sources(config)
     return artifacts.BASELINE_PLAN, artifacts.ENGINE_PLAN

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ampdeploy import artifacts
 from ampdeploy.config import BuildConfig, EngineConfig, to_json
+from ampdeploy.errors import VerificationError
 from ampdeploy.progress import log
-from ampdeploy.stages.common import engine_sources, queries_of, student_artifact
+from ampdeploy.run import MACHINE
+from ampdeploy.stages.common import engine_sources, model_spec, queries_of, student_artifact
+from ampdeploy.stages.judging import find_judge, machine_options, this_machine
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,11 +26,14 @@ RANGE_IMAGES = 32
 # Images that judge the typed graph, at most, and what all their block outputs may take.
 JUDGE_IMAGES = (2, 16)
 REFERENCE_BYTES = 2 << 30
+# Images that test a built engine.
+TEST_IMAGES = 16
 
 ROLES = {
     "baseline": (artifacts.BASELINE_ONNX, artifacts.BASELINE_FP16_ONNX),
     "pruned": (artifacts.MODEL_ONNX, artifacts.MODEL_FP16_ONNX),
 }
+PLANS = {"baseline": artifacts.BASELINE_PLAN, "pruned": artifacts.ENGINE_PLAN}
 
 
 def type_graphs(run: Run) -> dict[str, Any]:
@@ -84,70 +92,117 @@ def _reference(model: VisionModel, images: Tensor) -> Reference:
 
 
 def engine_options(config: BuildConfig) -> dict[str, Any]:
-    """An engine belongs to the TensorRT and the GPU that built it."""
+    """An engine belongs to the TensorRT and the GPU that built it, and is tested if it runs."""
     from ampdeploy.device.flavour import find_flavour
-    from ampdeploy.device.platform import device_facts
 
-    here = device_facts()
+    here = this_machine()
     flavour = find_flavour(config.target, needed_by=f"target {config.target}")
     return {
         "target": config.target,
         "tensorrt": flavour.version,
-        "gpu": [here.gpu, here.compute_capability, here.driver],
         "precision": config.precision.precision,
+        "min_cosine_p1": config.precision.min_cosine_p1,
+        MACHINE: {
+            "gpu": [here.gpu, here.compute_capability, here.driver],
+            **machine_options(config),
+        },
         **to_json(config.engine),
     }
 
 
 def build_engines(run: Run) -> dict[str, Any]:
-    """An engine of each graph, with its manifest; known bugs avoided or the build refused."""
-    from ampdeploy.device.build_engine import build_engine
+    """An engine of each graph, with its manifest, tested where it runs; known bugs avoided.
 
+    Raises:
+        VerificationError: A known bug that nothing avoids, or an engine that does not compute what
+            its model computes.
+    """
     config = run.config
-    spec = run.facts("load")["spec"]
-    verdicts = (
-        artifacts.read_json(run.path(artifacts.PRECISION))
-        if config.precision.precision == "fp16"
-        else artifacts.read_json(run.path(artifacts.EXPORT))
-    )
-    plans = {"baseline": artifacts.BASELINE_PLAN, "pruned": artifacts.ENGINE_PLAN}
-    notes: list[str] = []
-    for role, source in zip(plans, engine_sources(config), strict=True):
-        engine, found = avoid_known_bugs(config, run.path(source))
-        notes += [note for note in found if note not in notes]
-        build_engine(
-            run.path(source),
-            run.path(plans[role]),
-            target=config.target,
-            config=engine,
-            model=config.model.name,
-            image_size=spec["image_size"],
-            precision=config.precision.precision,
-            verdict=_verdict(verdicts[role]),
-            timing_cache=run.folder,
-        )
+    sources = dict(zip(PLANS, engine_sources(config), strict=True))
+    # Both graphs, before the first build: the two engines are compared, so they are built alike.
+    engine, notes = avoid_known_bugs(config, map(run.path, sources.values()))
+    for role, source in sources.items():
+        _build_one(run, role, run.path(source), engine)
+    why_untested = find_judge(config).why_no_engine
+    if why_untested is None:
+        _test_engines(run)
+    else:
+        log.warning("the engines are not tested: %s", why_untested)
     for note in notes:
         log.warning("%s", note)
     return {"known_bugs": notes}
 
 
-def avoid_known_bugs(config: BuildConfig, onnx: Any) -> tuple[EngineConfig, list[str]]:
-    """The engine's config with the workarounds that this TensorRT and GPU need.
+def _build_one(run: Run, role: str, source: Path, engine: EngineConfig) -> None:
+    from ampdeploy.device.build_engine import build_engine
+
+    config = run.config
+    typed = config.precision.precision == "fp16"
+    verdicts = artifacts.read_json(run.path(artifacts.PRECISION if typed else artifacts.EXPORT))
+    untested = find_judge(config).why_no_engine or "the build was interrupted before the test"
+    build_engine(
+        source,
+        run.path(PLANS[role]),
+        target=config.target,
+        config=engine,
+        model=config.model.name,
+        image_size=run.facts("load")["spec"]["image_size"],
+        precision=config.precision.precision,
+        verdict={**_verdict(verdicts[role]), "engine": {"untested": untested}},
+        timing_cache=run.folder,
+    )
+
+
+def _test_engines(run: Run) -> None:
+    """Both engines on real images against the float32 graphs, which PyTorch has verified.
+
+    Comparing the two engines with each other, as the evaluation does, would not find what one
+    TensorRT gets wrong in both.
+    """
+    from ampdeploy.data.loading import load_all
+    from ampdeploy.device.self_test import prove_engine
+
+    images = load_all(queries_of(run).first(TEST_IMAGES), model_spec(run.config)).numpy()
+    bar = run.config.precision.min_cosine_p1
+    try:
+        for role, plan in PLANS.items():
+            prove_engine(run.path(plan), run.path(ROLES[role][0]), images, bar=bar)
+    except VerificationError as error:
+        raise VerificationError(
+            f"{error}\nNo engine is kept. `ampdeploy doctor` lists known bugs of this machine's "
+            "TensorRT; --precision fp32 avoids those of FP16."
+        ) from error
+
+
+def avoid_known_bugs(config: BuildConfig, graphs: Iterable[Path]) -> tuple[EngineConfig, list[str]]:
+    """The engine's config with the workarounds that this TensorRT and GPU need for any of `graphs`.
 
     Raises:
         VerificationError: The engine would be wrong and nothing is known to avoid it.
     """
-    from ampdeploy.device.flavour import find_flavour
     from ampdeploy.device.graph_patterns import graph_patterns
-    from ampdeploy.device.platform import device_facts
+
+    return look_up_bugs(config, set().union(*map(graph_patterns, graphs)))
+
+
+def look_up_bugs(config: BuildConfig, patterns: set[str]) -> tuple[EngineConfig, list[str]]:
+    """As `avoid_known_bugs`, of graphs with these patterns; a deferred engine is built elsewhere.
+
+    Raises:
+        VerificationError: As there.
+    """
+    from ampdeploy.device.flavour import find_flavour
     from ampdeploy.device.radar import apply_workarounds, find_bugs
 
-    flavour = find_flavour(config.target, needed_by=f"target {config.target}")
+    version = capability = None
+    if config.engine.when == "now":
+        version = find_flavour(config.target, needed_by=f"target {config.target}").version
+        capability = this_machine().compute_capability
     bugs = find_bugs(
-        tensorrt_version=flavour.version,
+        tensorrt_version=version,
         target=config.target,
-        compute_capability=device_facts().compute_capability,
-        patterns=graph_patterns(onnx),
+        compute_capability=capability,
+        patterns=patterns,
     )
     return apply_workarounds(config.engine, bugs)
 

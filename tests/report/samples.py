@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from ampdeploy.report.assemble import compute_ratios
 from ampdeploy.report.result import (
     BlockWidth,
     Data,
     Dataset,
     EngineFacts,
+    EngineTest,
     Fidelity,
     Interval,
     LatencyStats,
@@ -20,7 +22,6 @@ from ampdeploy.report.result import (
     Timing,
     Verification,
     Weights,
-    compute_ratios,
 )
 
 NO_METER = "no energy meter on this machine"
@@ -144,6 +145,7 @@ def sample_report(**changes: Any) -> Report:
         fidelity=fidelity(),
         ratio=ratio,
         timing={"1": timing(), "8": timing()},
+        not_timed={},
         verification=(
             Verification(
                 artifact="model.onnx",
@@ -177,6 +179,13 @@ def engine_report(**changes: Any) -> Report:
         batch=(1, 1, 8),
         half_share=0.98,
         sha256="d" * 64,
+        test=EngineTest(
+            bar_cosine_p1=0.999,
+            images=16,
+            reference="model.onnx in ONNX Runtime, float32",
+            cosine_p1={"1": {"features": 0.999701}, "8": {"features": 0.999702}},
+            cosine_min={"1": {"features": 0.999601}, "8": {"features": 0.999602}},
+        ),
     )
     both = ("baseline", "pruned")
     values: dict[str, Any] = {

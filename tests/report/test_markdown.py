@@ -126,8 +126,28 @@ def test_precision_and_engines_are_shown():
     ]  # fmt: skip
     engines = table_after(text, "## Engines")
     assert engines[1][:5] == ["baseline", "trt-rtx 1.7.1.116", "8.6, 8.9", "1, 1, 8", "98.0%"]
+    tested = table_after(text, "The pruned engine was run on 16 images")
+    assert tested[1:] == [
+        ["1", "features", "0.999701", "0.999601"],
+        ["8", "features", "0.999702", "0.999602"],
+    ]
     assert "with ort on the float32 graphs" in text
     assert "## Precision" not in render_markdown(sample_report())
+
+
+def test_an_engine_that_was_not_tested_is_called_so():
+    whole = engine_report().engine["pruned"]
+    untested = dataclasses.replace(whole, test=None, why={"test": "no GPU here"})
+    text = render_markdown(engine_report(engine={"baseline": whole, "pruned": untested}))
+    assert "The pruned engine is not tested: no GPU here." in text
+    assert "The baseline engine was run on 16 images" in text
+    assert "- `engine[pruned].test`: no GPU here" in text
+
+
+def test_batches_that_an_engine_does_not_take_are_named():
+    text = render_markdown(engine_report(not_timed={"16": "the engine was built for 1 to 8"}))
+    assert "- Batch 16 was asked for and not timed: the engine was built for 1 to 8." in text
+    assert "not timed" not in render_markdown(engine_report())
 
 
 def test_nothing_missing_is_said_too():

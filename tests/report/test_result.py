@@ -22,7 +22,7 @@ def test_round_trip(report, tmp_path):
 
 def test_contract_keys():
     data = json.loads(sample_report().to_json())
-    assert data["schema_version"] == 3
+    assert data["schema_version"] == 4
     assert {"model", "target", "host", "baseline", "pruned", "fidelity", "ratio"} <= set(data)
     latency = data["pruned"]["latency_ms"]["8"]
     assert {"p50", "p90", "p99", "mean", "n"} <= set(latency)
