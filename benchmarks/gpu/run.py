@@ -292,11 +292,11 @@ def main(arguments: list[str] | None = None) -> None:
     """Measure what there is time for, and write the result."""
     options = parse(arguments, description=__doc__ or "")
     set_up_logging(logging.INFO)
-    torch.set_grad_enabled(False)
     try:
         prepare_folder(options.out.parent)
         prepare_folder(options.state)
-        with run_lock(options.state):
+        # Not for the whole process: whoever calls this may train afterwards.
+        with torch.no_grad(), run_lock(options.state):
             remove_stale_temporaries(options.state / "rows")
             benchmark = Benchmark(options)
             benchmark.run()
