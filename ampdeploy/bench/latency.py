@@ -7,7 +7,7 @@ of calls sees the same machine, and the ratio comes with an interval.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,9 @@ from ampdeploy.errors import ConfigError, DataError
 from ampdeploy.progress import log
 from ampdeploy.report.result import Interval, LatencyStats, Timing
 from ampdeploy.targets.base import Runner
+
+Timed = Callable[[int], float]
+"""Runs a model on the input buffer of that number; returns milliseconds."""
 
 BASELINE = "baseline"
 PRUNED = "pruned"
@@ -41,15 +44,21 @@ RESAMPLE_CHUNK = 100  # resamples at once; bounds memory
 
 
 @dataclass(frozen=True, kw_only=True)
-class LatencyResult:
-    """Both models at one batch size."""
+class PairTimes:
+    """Two models timed against each other."""
 
-    batch_size: int
     baseline: LatencyStats
     pruned: LatencyStats
     ratio: Interval
     """Median of pruned / median of baseline."""
     timing: Timing
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatencyResult(PairTimes):
+    """Both models at one batch size."""
+
+    batch_size: int
 
     @property
     def throughput_img_s(self) -> dict[str, float]:
@@ -97,32 +106,80 @@ def measure_interleaved(
             "all must be above 0."
         )
     rng = np.random.default_rng(seed)
-    pairs = _Pairs(runners, make_batches(images, batch_size, rng))
-    warmup_seconds, stable = _warm_up(pairs, WARMUP_SHARE * max_seconds)
+    batches = make_batches(images, batch_size, rng)
+    timed = time_pairs(
+        _host_to_host(runners[BASELINE], batches),
+        _host_to_host(runners[PRUNED], batches),
+        clock=CLOCK,
+        buffers=len(batches),
+        min_runs=min_runs,
+        max_seconds=max_seconds,
+        what=f"batch {batch_size}",
+        rng=rng,
+    )
+    return LatencyResult(batch_size=batch_size, **vars(timed))
+
+
+def _host_to_host(runner: Runner, batches: list[np.ndarray]) -> Timed:
+    def timed(buffer: int) -> float:
+        start = time.perf_counter_ns()
+        runner.run(batches[buffer])
+        return (time.perf_counter_ns() - start) / 1e6
+
+    return timed
+
+
+def time_pairs(
+    baseline: Timed,
+    pruned: Timed,
+    *,
+    clock: str,
+    buffers: int,
+    min_runs: int,
+    max_seconds: float,
+    what: str,
+    rng: np.random.Generator,
+    min_warmup_seconds: float = 0.0,
+) -> PairTimes:
+    """Time two models turn and turn about, whatever the clock is that they bring.
+
+    Args:
+        baseline: Runs the dense model on the input buffer of that number; returns milliseconds.
+        pruned: The same of the pruned model.
+        clock: What the two measure, in words.
+        buffers: Different inputs to rotate through.
+        min_runs: Pairs at least; given up on after `HARD_CAP_FACTOR` times `max_seconds`.
+        max_seconds: For the timed calls of both together, once there are `min_runs` pairs.
+        what: Which measurement this is, for warnings.
+        rng: Of the bootstrap.
+        min_warmup_seconds: Time that the warm-up may take, however short `max_seconds` is.
+    """
+    pairs = _Pairs(baseline, pruned, buffers)
+    limit = max(min_warmup_seconds, WARMUP_SHARE * max_seconds)
+    warmup_seconds, stable = _warm_up(pairs, limit)
     warmup_pairs = pairs.done
     if not stable:
         log.warning(
-            "  latency at batch %d did not settle within %.0f s of warm-up; the machine may be "
-            "busy or throttling",
-            batch_size,
+            "  latency at %s did not settle within %.0f s of warm-up; the machine may be busy or "
+            "throttling",
+            what,
             warmup_seconds,
         )
     samples_ms, seconds, capped = _timed(pairs, min_runs, max_seconds)
     if capped:
         log.warning(
-            "  batch %d: stopped after %d of %d runs, at the limit of %.0f s",
-            batch_size,
+            "  %s: stopped after %d of %d runs, at the limit of %.0f s",
+            what,
             len(samples_ms),
             min_runs,
             HARD_CAP_FACTOR * max_seconds,
         )
-    return LatencyResult(
-        batch_size=batch_size,
+    return PairTimes(
         baseline=summarise(samples_ms[:, 0]),
         pruned=summarise(samples_ms[:, 1]),
         ratio=ratio_of_medians(samples_ms[:, 0], samples_ms[:, 1], rng=rng),
         timing=Timing(
-            clock=CLOCK,
+            clock=clock,
             order=ORDER,
             warmup_pairs=warmup_pairs,
             warmup_seconds=warmup_seconds,
@@ -130,7 +187,7 @@ def measure_interleaved(
             pairs=len(samples_ms),
             seconds=seconds,
             capped=capped,
-            buffers=len(pairs.batches),
+            buffers=buffers,
         ),
     )
 
@@ -166,25 +223,22 @@ def make_batches(images: np.ndarray, batch_size: int, rng: np.random.Generator) 
 
 
 class _Pairs:
-    """Runs both models on the next batch, turn and turn about."""
+    """Runs both models on the next buffer, turn and turn about."""
 
-    def __init__(self, runners: Mapping[str, Runner], batches: list[np.ndarray]) -> None:
-        self._runners = [runners[name] for name in MODELS]
-        self.batches = batches
+    def __init__(self, baseline: Timed, pruned: Timed, buffers: int) -> None:
+        self._models = (baseline, pruned)
+        self._buffers = buffers
         self.done = 0
 
     def next(self) -> tuple[float, float]:
-        """Milliseconds of (baseline, pruned) on one batch."""
-        count = len(self.batches)
-        # An even number of batches must shift each round, or each would have one fixed order.
-        shift = 0 if count % 2 else self.done // count
-        batch = self.batches[(self.done + shift) % count]
+        """Milliseconds of (baseline, pruned) on one buffer."""
+        # An even number of buffers must shift each round, or each would have one fixed order.
+        shift = 0 if self._buffers % 2 else self.done // self._buffers
+        buffer = (self.done + shift) % self._buffers
         first = self.done % 2
         took = [0.0, 0.0]
         for index in (first, 1 - first):
-            start = time.perf_counter_ns()
-            self._runners[index].run(batch)
-            took[index] = (time.perf_counter_ns() - start) / 1e6
+            took[index] = self._models[index](buffer)
         self.done += 1
         return took[0], took[1]
 
