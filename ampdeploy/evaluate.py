@@ -23,7 +23,7 @@ from ampdeploy.bench.accuracy import (
 from ampdeploy.checkpoint import read_facts
 from ampdeploy.data.folder import ImageSet
 from ampdeploy.data.loading import iter_batches
-from ampdeploy.device.engine_file import read_manifest
+from ampdeploy.device.engine.manifest import read_manifest
 from ampdeploy.errors import ArtifactError
 from ampdeploy.models.build import build_model
 from ampdeploy.models.spec import ModelSpec

@@ -72,7 +72,7 @@ def _discard(run: Run, stage: Stage) -> None:
 
 def _pack(folder: Path) -> None:
     """What the device builds the engine from."""
-    from ampdeploy.device.pack import pack_run
+    from ampdeploy.device.bundle.pack import pack_run
 
     packed = pack_run(folder)
     log.info("bundle  %s: on the device, run `ampdeploy engine` on it", packed.path)

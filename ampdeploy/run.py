@@ -14,6 +14,7 @@ from ampdeploy import artifacts
 from ampdeploy.artifacts import Manifest, sha256_file, sha256_json
 from ampdeploy.config import BuildConfig, stored
 from ampdeploy.errors import AmpDeployError
+from ampdeploy.export.names import data_name
 
 # Key in a stage's facts under which it says what identifies each part of them.
 IDENTITY = "identity"
@@ -85,7 +86,7 @@ class Run:
         """The artifacts are about to be written anew."""
         for name in names:
             self._hashes.pop(name, None)
-            self._hashes.pop(f"{name}.data", None)
+            self._hashes.pop(data_name(name), None)
 
     def input_hashes(self, stage: Stage) -> dict[str, str] | None:
         """Hashes of everything `stage` reads; None while some of it is not there yet."""
@@ -108,7 +109,7 @@ class Run:
 
     def external_data(self, names: Sequence[str]) -> dict[str, str]:
         """Hashes of the .data files that ONNX models above 2 GB keep their weights in."""
-        found = {name: self.sha256(name) for name in (f"{n}.data" for n in names)}
+        found = {name: self.sha256(name) for name in (data_name(n) for n in names)}
         return {name: digest for name, digest in found.items() if digest is not None}
 
     def is_done(self, stage: Stage) -> bool:
@@ -145,7 +146,7 @@ class Run:
     def discard(self, stage: Stage) -> list[str]:
         """Delete what `stage` wrote, and its record; returns the names of what was there."""
         record = self.manifest.stage(stage.name)
-        names = {*stage.writes, *(f"{name}.data" for name in stage.writes)}
+        names = {*stage.writes, *(data_name(name) for name in stage.writes)}
         names |= set(record.outputs) if record else set()
         there = sorted(name for name in names if self.path(name).exists())
         for name in there:

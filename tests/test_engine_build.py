@@ -11,8 +11,8 @@ import pytest
 from ampdeploy import artifacts
 from ampdeploy.artifacts import Manifest, sha256_file
 from ampdeploy.cli import main
-from ampdeploy.device.bundle import read_bundle
-from ampdeploy.device.engine_file import check_plan_file, read_manifest
+from ampdeploy.device.bundle.contents import read_bundle
+from ampdeploy.device.engine.manifest import check_plan_file, read_manifest
 from ampdeploy.device.platform import device_facts
 from ampdeploy.pipeline import rerun_config
 from ampdeploy.report.result import Report

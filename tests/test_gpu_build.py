@@ -14,8 +14,8 @@ import pytest
 from ampdeploy import artifacts
 from ampdeploy.artifacts import Manifest
 from ampdeploy.cli import main
-from ampdeploy.device.bundle import read_bundle
-from ampdeploy.device.engine_file import read_manifest
+from ampdeploy.device.bundle.contents import read_bundle
+from ampdeploy.device.engine.manifest import read_manifest
 from ampdeploy.device.platform import device_facts
 from ampdeploy.report.result import Report
 from tests import gpu, runs

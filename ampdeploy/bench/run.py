@@ -12,7 +12,7 @@ from ampdeploy.bench.host import host_facts
 from ampdeploy.bench.latency import BASELINE, PRUNED, measure_interleaved
 from ampdeploy.bench.memory import measure_memory
 from ampdeploy.config import BenchConfig
-from ampdeploy.device.engine_file import read_manifest
+from ampdeploy.device.engine.manifest import read_manifest
 from ampdeploy.progress import log
 from ampdeploy.report.codec import to_plain
 from ampdeploy.targets.base import ENGINE_SUFFIXES, get_target

@@ -20,7 +20,7 @@ from ampdeploy.commands import common
 @common.verbosity
 def command(run: Path, out: Path | None, json_: bool) -> None:
     """Pack RUN: graphs, golden images and outputs, a feature bank, checksums, instructions."""
-    from ampdeploy.device.pack import pack_run
+    from ampdeploy.device.bundle.pack import pack_run
     from ampdeploy.report.codec import to_plain
 
     packed = pack_run(run, out)

@@ -16,7 +16,7 @@ from ampdeploy.errors import AmpDeployError
 from ampdeploy.optional import BUILD_HOST_MODULES, require
 
 if TYPE_CHECKING:
-    from ampdeploy.device.flavour import Flavour
+    from ampdeploy.device.engine.flavour import Flavour
     from ampdeploy.device.platform import DeviceFacts
 
 # What of a known bug's entry is reported.
@@ -43,7 +43,7 @@ def command(json_: bool) -> None:
 def _facts() -> dict[str, Any]:
     from ampdeploy.bench.host import host_facts
     from ampdeploy.device.platform import device_facts
-    from ampdeploy.device.radar import TARGETS, bug_table
+    from ampdeploy.device.radar.bugs import TARGETS, bug_table
     from ampdeploy.targets.base import target_names
 
     device = device_facts()
@@ -105,7 +105,7 @@ def _cuda_python() -> dict[str, str | None]:
 
 
 def _flavour(target: str) -> Flavour:
-    from ampdeploy.device.flavour import find_flavour
+    from ampdeploy.device.engine.flavour import find_flavour
 
     return find_flavour(target, needed_by=f"target {target}")
 
@@ -156,8 +156,8 @@ def _unlisted(flavour: Flavour, device: DeviceFacts) -> str | None:
 
 def _bugs(device: DeviceFacts, flavours: dict[str, Flavour | None]) -> list[dict[str, Any]]:
     """Known bugs of the TensorRT that is here, whatever the graph has."""
-    from ampdeploy.device.graph_patterns import PATTERNS
-    from ampdeploy.device.radar import find_bugs
+    from ampdeploy.device.radar.bugs import find_bugs
+    from ampdeploy.device.radar.graph_patterns import PATTERNS
 
     return [
         {

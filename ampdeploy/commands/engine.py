@@ -14,7 +14,7 @@ from ampdeploy.config import ENGINE_TARGETS
 from ampdeploy.errors import ArtifactError, ConfigError
 
 if TYPE_CHECKING:
-    from ampdeploy.device.installation import Installation
+    from ampdeploy.device.install.installation import Installation
 
 
 @click.command("engine")
@@ -61,8 +61,8 @@ def command(path: Path, json_: bool, memory_limit: str | None, **options: Any) -
 
 def _kind(path: Path) -> str:
     """``run``, ``installation`` or ``bundle``, by what is there."""
-    from ampdeploy.device.bundle import HEAD
-    from ampdeploy.device.installation import INSTALL_JSON
+    from ampdeploy.device.bundle.contents import HEAD
+    from ampdeploy.device.install.installation import INSTALL_JSON
 
     if not path.exists():
         raise ArtifactError(f"there is nothing at {path}. Give a run, a bundle or its .tar.")
@@ -115,14 +115,14 @@ def _build_run(path: Path, json_: bool, memory_limit_bytes: int | None) -> None:
 
 
 def _check(path: Path, json_: bool) -> None:
-    from ampdeploy.device.installation import check_installation
+    from ampdeploy.device.install.installation import check_installation
     from ampdeploy.device.platform import device_facts
 
     _show(path, check_installation(path, device_facts()), json_)
 
 
 def _install(path: Path, json_: bool, *, no_compare: bool, **options: Any) -> None:
-    from ampdeploy.device.install import InstallOptions, install_bundle
+    from ampdeploy.device.install.bundle import InstallOptions, install_bundle
 
     out, installation = install_bundle(path, InstallOptions(compare=not no_compare, **options))
     _show(out, installation, json_)

@@ -17,8 +17,8 @@ import numpy as np
 
 from ampdeploy.bench.accuracy import FidelityAccumulator, knn_predict
 from ampdeploy.bench.latency import BASELINE, PRUNED, measure_interleaved
-from ampdeploy.device.bundle import BANK, GOLDENS, Bundle
-from ampdeploy.device.engine_file import EngineManifest, read_manifest, write_manifest
+from ampdeploy.device.bundle.contents import BANK, GOLDENS, Bundle
+from ampdeploy.device.engine.manifest import EngineManifest, read_manifest, write_manifest
 from ampdeploy.errors import ArtifactError, VerificationError
 from ampdeploy.export.names import FEATURES, PATCH_FEATURES
 from ampdeploy.precision.compare import Agreement, agreement

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-from ampdeploy.device import graph_patterns as patterns
+from ampdeploy.device.radar import graph_patterns as patterns
 from ampdeploy.errors import ArtifactError, VerificationError
 from ampdeploy.export.names import FEATURES, IMAGES, OUTPUTS, PATCH_FEATURES
 from ampdeploy.optional import require

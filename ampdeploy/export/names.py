@@ -12,6 +12,11 @@ PATCH_FEATURES = "patch_features"
 OUTPUTS = (FEATURES, PATCH_FEATURES)
 
 
+def data_name(name: str) -> str:
+    """The file that holds the weights of the ONNX file `name` that do not fit into one protobuf."""
+    return f"{name}.data"
+
+
 def data_path(path: Path) -> Path:
-    """Where the weights of an ONNX file go when they do not fit into one protobuf."""
-    return path.with_name(f"{path.name}.data")
+    """Where that file lies: beside `path`."""
+    return path.with_name(data_name(path.name))

@@ -17,7 +17,7 @@ import numpy as np
 from onnxscript import ir
 
 from ampdeploy.config import PrecisionConfig
-from ampdeploy.device.network_precision import MIN_HALF_SHARE
+from ampdeploy.device.engine.network_precision import MIN_HALF_SHARE
 from ampdeploy.errors import VerificationError
 from ampdeploy.export.names import IMAGES
 from ampdeploy.precision.compare import Judgement, Reference, judge

@@ -93,7 +93,7 @@ def _reference(model: VisionModel, images: Tensor) -> Reference:
 
 def engine_options(config: BuildConfig) -> dict[str, Any]:
     """An engine belongs to the TensorRT and the GPU that built it, and is tested if it runs."""
-    from ampdeploy.device.flavour import find_flavour
+    from ampdeploy.device.engine.flavour import find_flavour
 
     here = this_machine()
     flavour = find_flavour(config.target, needed_by=f"target {config.target}")
@@ -134,7 +134,7 @@ def build_engines(run: Run) -> dict[str, Any]:
 
 
 def _build_one(run: Run, role: str, source: Path, engine: EngineConfig) -> None:
-    from ampdeploy.device.build_engine import build_engine
+    from ampdeploy.device.engine.build import build_engine
 
     config = run.config
     typed = config.precision.precision == "fp16"
@@ -180,7 +180,7 @@ def avoid_known_bugs(config: BuildConfig, graphs: Iterable[Path]) -> tuple[Engin
     Raises:
         VerificationError: The engine would be wrong and nothing is known to avoid it.
     """
-    from ampdeploy.device.graph_patterns import graph_patterns
+    from ampdeploy.device.radar.graph_patterns import graph_patterns
 
     return look_up_bugs(config, set().union(*map(graph_patterns, graphs)))
 
@@ -191,8 +191,8 @@ def look_up_bugs(config: BuildConfig, patterns: set[str]) -> tuple[EngineConfig,
     Raises:
         VerificationError: As there.
     """
-    from ampdeploy.device.flavour import find_flavour
-    from ampdeploy.device.radar import apply_workarounds, find_bugs
+    from ampdeploy.device.engine.flavour import find_flavour
+    from ampdeploy.device.radar.bugs import apply_workarounds, find_bugs
 
     version = capability = None
     if config.engine.when == "now":

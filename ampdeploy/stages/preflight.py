@@ -58,7 +58,7 @@ def preflight(config: BuildConfig, *, until: str = "report") -> Expected:
     if config.builds_engine:
         check_engine_host(config)
     if packs_bundle(config, until):
-        from ampdeploy.device.pack import bundle_path, check_replaceable
+        from ampdeploy.device.bundle.pack import bundle_path, check_replaceable
 
         check_replaceable(bundle_path(config.folder))
     judge = find_judge(config)
@@ -94,8 +94,8 @@ def check_engine_host(config: BuildConfig) -> None:
         MissingDependencyError: It cannot; names the three ways on.
         ConfigError: Options of the engine that exclude each other, or this TensorRT or machine.
     """
-    from ampdeploy.device.builder_options import check_can_build, check_options
-    from ampdeploy.device.flavour import find_flavour
+    from ampdeploy.device.engine.flavour import find_flavour
+    from ampdeploy.device.engine.options import check_can_build, check_options
 
     check_options(config.target, config.engine)
     if config.engine.when == "deferred":
@@ -116,7 +116,7 @@ def check_engine_host(config: BuildConfig) -> None:
 
 
 def expected_patterns(model: VisionModel, config: BuildConfig) -> set[str]:
-    """The patterns of `ampdeploy.device.graph_patterns` that the graph of `model` will have.
+    """The patterns of `ampdeploy.device.radar.graph_patterns` that the graph of `model` will have.
 
     Args:
         model: Without weights.

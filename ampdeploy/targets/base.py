@@ -277,7 +277,7 @@ def target_for(artifact: Path) -> Target:
         ArtifactError: No target opens such files, or an engine has no ``engine.json``.
     """
     if artifact.suffix in ENGINE_SUFFIXES:
-        from ampdeploy.device.engine_file import read_manifest
+        from ampdeploy.device.engine.manifest import read_manifest
 
         return get_target(read_manifest(artifact).target)
     name = _TARGET_OF_SUFFIX.get(artifact.suffix)

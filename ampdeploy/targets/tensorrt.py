@@ -20,11 +20,16 @@ from typing import ClassVar
 import numpy as np
 
 from ampdeploy.device import cuda as cu
-from ampdeploy.device.engine_file import EngineManifest, check_fits, check_plan_file, read_manifest
-from ampdeploy.device.flavour import find_flavour
-from ampdeploy.device.load_engine import EngineTensor, LoadedEngine
+from ampdeploy.device.engine.flavour import find_flavour
+from ampdeploy.device.engine.load import EngineTensor, LoadedEngine
+from ampdeploy.device.engine.manifest import (
+    EngineManifest,
+    check_fits,
+    check_plan_file,
+    read_manifest,
+)
+from ampdeploy.device.engine.refit import check_weights
 from ampdeploy.device.platform import DeviceFacts, device_facts
-from ampdeploy.device.refit import check_weights
 from ampdeploy.errors import AmpDeployError, MissingDependencyError
 from ampdeploy.export.names import IMAGES, OUTPUTS
 from ampdeploy.targets.base import Runner, Target

@@ -16,14 +16,14 @@ import numpy as np
 import torch
 
 from ampdeploy.config import EngineConfig
-from ampdeploy.device.build_engine import build_engine
-from ampdeploy.device.builder_options import DEFAULT_COMPUTE_CAPABILITIES
 from ampdeploy.device.cuda import open_cuda
-from ampdeploy.device.engine_file import read_manifest
-from ampdeploy.device.flavour import Flavour, find_flavour
-from ampdeploy.device.load_engine import LoadedEngine
+from ampdeploy.device.engine.build import build_engine
+from ampdeploy.device.engine.flavour import Flavour, find_flavour
+from ampdeploy.device.engine.load import LoadedEngine
+from ampdeploy.device.engine.log import make_logger
+from ampdeploy.device.engine.manifest import read_manifest
+from ampdeploy.device.engine.options import DEFAULT_COMPUTE_CAPABILITIES
 from ampdeploy.device.platform import device_facts
-from ampdeploy.device.trt_log import make_logger
 from ampdeploy.errors import AmpDeployError
 from ampdeploy.export.names import IMAGES
 from ampdeploy.export.session import CPU as CPU_PROVIDER

@@ -7,7 +7,7 @@ import pytest
 
 from ampdeploy.bench.run import measure_pair, sizes_to_time
 from ampdeploy.config import BenchConfig
-from ampdeploy.device.engine_file import ProfileFacts
+from ampdeploy.device.engine.manifest import ProfileFacts
 from tests.targets.onnx_samples import images, write_linear_model
 from tests.targets.test_tensorrt import write_engine
 

@@ -13,9 +13,9 @@ import pytest
 
 from ampdeploy.cli import main
 from ampdeploy.commands import doctor
-from ampdeploy.device.flavour import find_flavour
+from ampdeploy.device.engine.flavour import find_flavour
 from ampdeploy.device.platform import device_facts
-from ampdeploy.device.radar import bug_table
+from ampdeploy.device.radar.bugs import bug_table
 from ampdeploy.targets.base import target_names
 
 

@@ -10,7 +10,7 @@ import sys
 import numpy as np
 
 from ampdeploy.artifacts import sha256_file
-from ampdeploy.device import bundle as form
+from ampdeploy.device.bundle import contents as form
 from ampdeploy.targets.base import get_target
 
 QUICK = ("--no-compare", "-q")
@@ -41,9 +41,9 @@ def swap_goldens(bundle) -> None:
 
 
 KILLED = """
-import os, signal, sys
+import importlib, os, signal, sys
 from pathlib import Path
-from ampdeploy.device import {module} as module
+module = importlib.import_module('ampdeploy.device.{module}')
 real, left = module.{name}, [{calls}]
 def dies(*args, **kwargs):
     left[0] -= 1

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ampdeploy.cli import main
-from ampdeploy.device import bundle as form
+from ampdeploy.device.bundle import contents as form
 from tests import runs
 from tests.device.bundles import reseal, swap_goldens
 

@@ -545,7 +545,7 @@ class RuntimeConfig:
 
 def install_tensorrt(monkeypatch, state, *, rtx=False, version="10.13.3.9"):
     """Put the stand-in where `tensorrt`, or `tensorrt_rtx`, is imported from."""
-    from ampdeploy.device import trt_log
+    from ampdeploy.device.engine import log as trt_log
 
     name = "tensorrt_rtx" if rtx else "tensorrt"
     runtime = type("Runtime", (Runtime,), {})

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ampdeploy.device import bundle as form
-from ampdeploy.device.install import InstallOptions, install_bundle
+from ampdeploy.device.bundle import contents as form
+from ampdeploy.device.install.bundle import InstallOptions, install_bundle
 from ampdeploy.device.self_test import read_goldens, run_batched
 from ampdeploy.errors import ArtifactError, VerificationError
 from ampdeploy.targets.base import get_target

@@ -71,7 +71,7 @@ MODELS = {
 @pytest.mark.parametrize("name", MODELS)
 def test_the_typed_graph_is_right_and_becomes_an_engine(name, tmp_path, calib_data):
     pytest.importorskip("tensorrt_rtx")
-    from ampdeploy.device.build_engine import build_engine
+    from ampdeploy.device.engine.build import build_engine
 
     model = MODELS[name]().eval()
     if model.spec.image_size > 224:  # DINOv2's own 518 pixels take minutes here, and add no shape

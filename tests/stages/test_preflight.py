@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from ampdeploy.config import BuildConfig, DataConfig, EngineConfig, ModelConfig, PrecisionConfig
-from ampdeploy.device.graph_patterns import graph_patterns
+from ampdeploy.device.radar.graph_patterns import graph_patterns
 from ampdeploy.errors import VerificationError
 from ampdeploy.export.onnx import export_onnx
 from ampdeploy.stages.engine import look_up_bugs

@@ -15,7 +15,9 @@ import pytest
 
 from ampdeploy import __version__
 from ampdeploy.artifacts import sha256_file
-from ampdeploy.device.engine_file import (
+from ampdeploy.device.engine.flavour import find_flavour
+from ampdeploy.device.engine.load import LoadedEngine
+from ampdeploy.device.engine.manifest import (
     EngineManifest,
     PrecisionFacts,
     ProfileFacts,
@@ -23,8 +25,6 @@ from ampdeploy.device.engine_file import (
     read_manifest,
     write_manifest,
 )
-from ampdeploy.device.flavour import find_flavour
-from ampdeploy.device.load_engine import LoadedEngine
 from ampdeploy.device.platform import device_facts
 from ampdeploy.errors import AmpDeployError, ArtifactError, MissingDependencyError
 from ampdeploy.targets.base import get_target, target_for
