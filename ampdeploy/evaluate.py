@@ -30,6 +30,7 @@ from ampdeploy.models.spec import ModelSpec
 from ampdeploy.optional import require
 from ampdeploy.progress import track
 from ampdeploy.report.codec import to_plain
+from ampdeploy.report.result import Task
 from ampdeploy.targets.base import ENGINE_SUFFIXES, Runner
 
 # Memory against speed; the features do not depend on it beyond rounding.
@@ -73,7 +74,7 @@ def evaluate_pair(
         "fidelity": compared.result(),
         "accuracy": None,
         "accuracy_difference": None,
-        "knn": None,
+        "tasks": None,
         "why": {},
     }
     if not _labelled(queries) or (bank is not None and not _labelled(bank)):
@@ -94,12 +95,15 @@ def evaluate_pair(
     result["accuracy"] = {role: {KNN_METRIC: float(hits.mean())} for role, hits in correct.items()}
     difference = paired_difference(correct["baseline"], correct["pruned"])
     result["accuracy_difference"] = {KNN_METRIC: to_plain(difference)}
-    result["knn"] = {
-        "k": KNN_K,
-        "temperature": KNN_TEMPERATURE,
-        "bank_images": len(bank) if bank else len(queries) - 1,
-        "classes": len(names),
-    }
+    task = Task(
+        protocol=f"DINOv2's k-NN: k = {KNN_K}, temperature {KNN_TEMPERATURE:g}",
+        images=len(queries),
+        bank_images=len(bank) if bank else None,
+        classes=len(names),
+        chance=1 / len(names),
+        why={} if bank else {"bank_images": "leave-one-out: the other images vote"},
+    )
+    result["tasks"] = {KNN_METRIC: to_plain(task)}
     return result
 
 

@@ -54,21 +54,6 @@ class PairTimes:
     timing: Timing
 
 
-@dataclass(frozen=True, kw_only=True)
-class LatencyResult(PairTimes):
-    """Both models at one batch size."""
-
-    batch_size: int
-
-    @property
-    def throughput_img_s(self) -> dict[str, float]:
-        """Images per second of each model, one batch at a time."""
-        return {
-            BASELINE: self.batch_size * 1000 / self.baseline.mean,
-            PRUNED: self.batch_size * 1000 / self.pruned.mean,
-        }
-
-
 def measure_interleaved(
     runners: Mapping[str, Runner],
     images: np.ndarray,
@@ -77,7 +62,7 @@ def measure_interleaved(
     min_runs: int = 30,
     max_seconds: float = 20.0,
     seed: int = 0,
-) -> LatencyResult:
+) -> PairTimes:
     """Time "baseline" and "pruned" against each other at one batch size.
 
     Warms up until three successive windows agree (for at most half of `max_seconds`), then times
@@ -107,7 +92,7 @@ def measure_interleaved(
         )
     rng = np.random.default_rng(seed)
     batches = make_batches(images, batch_size, rng)
-    timed = time_pairs(
+    return time_pairs(
         _host_to_host(runners[BASELINE], batches),
         _host_to_host(runners[PRUNED], batches),
         clock=CLOCK,
@@ -117,7 +102,6 @@ def measure_interleaved(
         what=f"batch {batch_size}",
         rng=rng,
     )
-    return LatencyResult(batch_size=batch_size, **vars(timed))
 
 
 def _host_to_host(runner: Runner, batches: list[np.ndarray]) -> Timed:
@@ -295,6 +279,7 @@ def summarise(samples_ms: np.ndarray) -> LatencyStats:
         min=float(samples_ms.min()),
         max=float(samples_ms.max()),
         n=n,
+        quantiles=tuple(float(q) for q in np.percentile(samples_ms, np.arange(0, 101, 5))),
         why=why,
     )
 

@@ -34,6 +34,10 @@ class MemoryResult(Explained):
     """Resident once the artifact is open."""
     peak_rss_bytes: int
     """Highest resident size of the process, through the last run."""
+    weight_bytes: int | None
+    """Of the file's tensors, as stored."""
+    activation_bytes: int | None
+    """Working memory beyond the loaded model."""
     memory_bytes: int | None
     """peak - rss_runtime: what this model adds to a process that has its runtime loaded: weights,
     working memory and one input batch. None on a GPU, whose memory is not the process's."""

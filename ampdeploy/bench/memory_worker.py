@@ -51,7 +51,7 @@ def measure(target_name: str, artifact: Path, batch_size: int, threads: int | No
             runner.run(images)
         peak = peak_rss_bytes()
         device = runner.device
-    why = {}
+    why = {"weight_bytes": "not counted"}
     if device != "cpu":
         why["memory_bytes"] = f"it ran on {device}, and GPU memory is not measured yet"
     return MemoryResult(
@@ -61,7 +61,9 @@ def measure(target_name: str, artifact: Path, batch_size: int, threads: int | No
         rss_runtime_bytes=rss_runtime,
         rss_loaded_bytes=rss_loaded,
         peak_rss_bytes=peak,
-        memory_bytes=None if why else peak - rss_runtime,
+        weight_bytes=None,
+        activation_bytes=peak - rss_loaded,
+        memory_bytes=None if device != "cpu" else peak - rss_runtime,
         why=why,
     )
 

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ampdeploy.bench.host import host_facts
 from ampdeploy.bench.latency import BASELINE, PRUNED, measure_interleaved
 from ampdeploy.bench.memory import measure_memory
+from ampdeploy.bench.result import BenchResult
 from ampdeploy.config import BenchConfig
 from ampdeploy.device.engine.manifest import read_manifest
 from ampdeploy.progress import log
-from ampdeploy.report.codec import to_plain
 from ampdeploy.targets.base import ENGINE_SUFFIXES, get_target
 
 
 def measure_pair(
     target: str, baseline: Path, pruned: Path, images: np.ndarray, config: BenchConfig
-) -> dict[str, Any]:
+) -> BenchResult:
     """Measure both artifacts on one target.
 
     Memory first, each in a fresh process, then latency, interleaved in this one.
@@ -31,17 +30,13 @@ def measure_pair(
         pruned: The pruned model's.
         images: (N, 3, S, S) float32 real images, preprocessed.
         config: Batch sizes, runs and threads.
-
-    Returns:
-        Plain data: the host and device, memory (per role) at the largest batch size, latency (per
-        batch size), and not_timed: asked-for batch size -> why an engine does not take it.
     """
     sizes, not_timed = sizes_to_time(config.batch_sizes, (baseline, pruned))
     for left_out, why in not_timed.items():
         log.warning("batch %s is not timed: %s", left_out, why)
     largest = max(sizes)
     memory = {
-        role: to_plain(measure_memory(target, artifact, batch_size=largest, threads=config.threads))
+        role: measure_memory(target, artifact, batch_size=largest, threads=config.threads)
         for role, artifact in ((BASELINE, baseline), (PRUNED, pruned))
     }
     latency = {}
@@ -52,25 +47,24 @@ def measure_pair(
     ):
         for size in sizes:
             log.info("        timing batch %d", size)
-            result = measure_interleaved(
+            latency[str(size)] = measure_interleaved(
                 {BASELINE: dense, PRUNED: slim},
                 images,
                 batch_size=size,
                 min_runs=config.min_runs,
                 max_seconds=config.max_seconds,
             )
-            latency[str(size)] = {
-                **to_plain(result),
-                "throughput_img_s": result.throughput_img_s,
-            }
         device = dense.device
-    return {
-        "host": host_facts(),
-        "device": device,
-        "memory": memory,
-        "latency": latency,
-        "not_timed": not_timed,
-    }
+    missing = ("compute", "cuda_graph", "throughput", "energy", "telemetry")
+    return BenchResult(
+        host=host_facts(),
+        device=device,
+        memory=memory,
+        latency=latency,
+        not_timed=not_timed,
+        **dict.fromkeys(missing),
+        why=dict.fromkeys(missing, "not measured yet"),
+    )
 
 
 def sizes_to_time(

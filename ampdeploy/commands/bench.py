@@ -44,13 +44,12 @@ def command(
     from ampdeploy.bench.run import measure_pair
     from ampdeploy.data.folder import scan_folder
     from ampdeploy.data.loading import load_all
+    from ampdeploy.report.codec import to_plain
 
     chosen = scan_folder(images, limit=BUFFERS * max(config.batch_sizes), seed=0, minimum=2)
     pixels = load_all(chosen, pair.spec).numpy()
-    result = {
-        "target": pair.target,
-        **measure_pair(pair.target, pair.baseline, pair.pruned, pixels, config),
-    }
+    measured = measure_pair(pair.target, pair.baseline, pair.pruned, pixels, config)
+    result = {"target": pair.target, **to_plain(measured)}
     if json_:
         common.print_json(result)
     else:

@@ -298,7 +298,8 @@ def compare_with_baseline(
     if right.not_finite:
         raise VerificationError(
             f"{baseline.name}, the unpruned model to compare with, does not work on this target: "
-            f"{right}. The pruned one passed its test; install it with --no-compare."
+            f"{right}. The pruned one passed its test; to install it without the comparison, add "
+            "--no-compare."
         )
     shown = FidelityAccumulator()
     shown.add(theirs, ours)
@@ -327,5 +328,5 @@ def compare_with_baseline(
     return {
         "fidelity_to_baseline": shown.result(),
         "baseline_agreement": dataclasses.asdict(right),
-        "latency_ms": to_plain(latency),
+        "latency_ms": {"batch_size": batch, **to_plain(latency)},
     }, notes

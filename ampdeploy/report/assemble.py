@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ampdeploy import __version__
 from ampdeploy.config import BuildConfig, PruneConfig
-from ampdeploy.export.names import data_path
 from ampdeploy.report.codec import from_plain
+from ampdeploy.report.measured import compute_ratios, measured_model, measured_ratios
 from ampdeploy.report.result import (
     BlockWidth,
     Data,
@@ -18,18 +18,25 @@ from ampdeploy.report.result import (
     EngineTest,
     Fidelity,
     Interval,
-    LatencyStats,
-    Measured,
     Method,
     PrecisionProof,
-    Ratios,
     Report,
-    Timing,
+    Task,
     Verification,
     Weights,
 )
 
-NO_ENERGY = "this version measures energy on no target"
+if TYPE_CHECKING:
+    from ampdeploy.bench.result import BenchResult
+
+# Field of `Report` -> the measurement of `BenchResult` that fills it.
+_BENCH_FIELDS = {
+    "device": "device",
+    "timing": "latency",
+    "cuda_graph_timing": "cuda_graph",
+    "throughput_timing": "throughput",
+    "telemetry": "telemetry",
+}
 # What the divergence search minimises.
 LOSS_OF_COSINE = "loss of cosine"
 
@@ -43,7 +50,7 @@ def assemble(
     repair: Mapping[str, Any],
     export: Mapping[str, Any],
     evaluation: Mapping[str, Any],
-    bench: Mapping[str, Any],
+    bench: BenchResult,
     precision: Mapping[str, Any] | None,
     engines: Mapping[str, Any],
     profiles: Mapping[str, Mapping[str, int]],
@@ -60,31 +67,34 @@ def assemble(
         repair: `repair.json`.
         export: `export.json`.
         evaluation: `eval.json`.
-        bench: `bench.json`.
+        bench: What was measured, of `bench.json`.
         precision: `precision.json`; None: the build is float32.
         engines: "baseline" and "pruned" -> the engine's manifest, or None.
         profiles: "baseline" and "pruned" -> params and flops.
         files: "baseline" and "pruned" -> the file that the target runs.
         stages_seconds: Stage -> seconds.
     """
+    accuracy = evaluation["accuracy"]
+    no_accuracy = evaluation["why"].get("accuracy")
     measured = {
-        role: _measured(role, profiles[role], files[role], evaluation, bench)
+        role: measured_model(
+            role,
+            profile=profiles[role],
+            file=files[role],
+            accuracy=accuracy and accuracy[role],
+            why_no_accuracy=no_accuracy,
+            bench=bench,
+        )
         for role in ("baseline", "pruned")
     }
+    intervals, why = measured_ratios(bench)
     differences = evaluation["accuracy_difference"]
-    why = {} if differences else {"accuracy_difference": evaluation["why"]["accuracy"]}
-    timed = bench["latency"]
-    if timed is None:
-        why["latency"] = bench["why"]
+    if not differences:
+        why["accuracy_difference"] = no_accuracy
     ratio = compute_ratios(
         measured["baseline"],
         measured["pruned"],
-        latency=None
-        if timed is None
-        else {
-            size: from_plain(Interval, row["ratio"], where="bench.json")
-            for size, row in timed.items()
-        },
+        intervals=intervals,
         accuracy_difference={
             metric: from_plain(Interval, value, where="eval.json")
             for metric, value in differences.items()
@@ -95,8 +105,12 @@ def assemble(
     )
     threads = config.bench.threads
     missing = {} if threads else {"threads": "the runtime's own default"}
-    if timed is None:
-        missing |= dict.fromkeys(("device", "timing"), bench["why"])
+    for name, measurement in _BENCH_FIELDS.items():
+        if getattr(bench, measurement) is None:
+            missing[name] = bench.why[measurement]
+    tasks = evaluation["tasks"]
+    if tasks is None:
+        missing["tasks"] = no_accuracy
     if precision is None:
         missing["precision"] = "the build is float32"
     if engines["pruned"] is None:
@@ -109,20 +123,20 @@ def assemble(
         target=config.target,
         image_size=profiles["baseline"]["image_size"],
         threads=threads,
-        device=bench["device"],
+        device=bench.device,
         judged_on=evaluation["target"],
         precision=None if precision is None else {r: _proof(f) for r, f in precision.items()},
         engine=None
         if engines["pruned"] is None
         else {role: _engine(manifest) for role, manifest in engines.items()},
-        host=bench["host"],
+        host=bench.host,
         weights=Weights(
             source=weights["source"],
             sha256=weights["sha256"],
             licence=weights["licence"],
             note=weights["note"],
         ),
-        data=Data(calib=_dataset(images["calib"]), eval=_dataset(images["queries"])),
+        data=_data(images),
         method=Method(
             search=config.prune.search,
             asked=_asked(config.prune),
@@ -138,51 +152,16 @@ def assemble(
         pruned=measured["pruned"],
         fidelity=from_plain(Fidelity, evaluation["fidelity"], where="eval.json"),
         ratio=ratio,
-        timing=None
-        if timed is None
-        else {
-            size: from_plain(Timing, row["timing"], where="bench.json")
-            for size, row in timed.items()
-        },
-        not_timed=dict(bench["not_timed"]),
+        tasks=tasks
+        and {name: from_plain(Task, facts, where="eval.json") for name, facts in tasks.items()},
+        timing=_timings(bench.latency),
+        cuda_graph_timing=_timings(bench.cuda_graph),
+        throughput_timing=_timings(bench.throughput),
+        telemetry=bench.telemetry,
+        not_timed=dict(bench.not_timed),
         verification=tuple(_verification(role, export[role]) for role in ("baseline", "pruned")),
         stages_seconds=dict(stages_seconds),
         why=missing,
-    )
-
-
-def compute_ratios(
-    baseline: Measured,
-    pruned: Measured,
-    *,
-    latency: dict[str, Interval] | None,
-    accuracy_difference: dict[str, Interval] | None,
-    why: dict[str, str],
-) -> Ratios:
-    """Pruned / baseline of every number both have.
-
-    Args:
-        baseline: The dense model.
-        pruned: The slim model.
-        latency: Per batch size, from the paired samples (`LatencyResult.ratio`).
-        accuracy_difference: Per metric, from the paired predictions.
-        why: Reasons for `latency` or `accuracy_difference` being None.
-    """
-    why = dict(why)
-    memory = None
-    if baseline.memory_bytes and pruned.memory_bytes:
-        memory = pruned.memory_bytes / baseline.memory_bytes
-    else:
-        reasons = {**baseline.why, **pruned.why}
-        why["memory"] = reasons.get("memory_bytes", "memory_bytes is 0 for one of the models")
-    return Ratios(
-        params=pruned.params / baseline.params,
-        flops=pruned.flops / baseline.flops,
-        file_bytes=pruned.file_bytes / baseline.file_bytes,
-        memory=memory,
-        latency=latency,
-        accuracy_difference=accuracy_difference,
-        why=why,
     )
 
 
@@ -192,47 +171,6 @@ def _asked(prune: PruneConfig) -> dict[str, float]:
         return {name: getattr(prune, name) for name in names}
     kind, value = prune.budget
     return {kind: value}
-
-
-def _measured(
-    role: str,
-    profile: Mapping[str, int],
-    file: Path,
-    evaluation: Mapping[str, Any],
-    bench: Mapping[str, Any],
-) -> Measured:
-    why = {"energy_j_per_image": NO_ENERGY}
-    accuracy = evaluation["accuracy"]
-    if accuracy is None:
-        why["accuracy"] = evaluation["why"]["accuracy"]
-    timed, memory = bench["latency"], (bench["memory"] or {}).get(role)
-    if timed is None:
-        why |= dict.fromkeys(("latency_ms", "throughput_img_s"), bench["why"])
-    if memory is None:
-        why |= dict.fromkeys(("memory_bytes", "peak_rss_bytes", "memory_batch_size"), bench["why"])
-        memory = dict.fromkeys(("memory_bytes", "peak_rss_bytes", "batch_size"))
-    elif memory["memory_bytes"] is None:
-        why["memory_bytes"] = memory["why"]["memory_bytes"]
-    return Measured(
-        params=profile["params"],
-        flops=profile["flops"],
-        file_bytes=_bytes_with_data(file),
-        latency_ms=None
-        if timed is None
-        else {
-            size: from_plain(LatencyStats, row[role], where="bench.json")
-            for size, row in timed.items()
-        },
-        throughput_img_s=None
-        if timed is None
-        else {size: row["throughput_img_s"][role] for size, row in timed.items()},
-        memory_bytes=memory["memory_bytes"],
-        peak_rss_bytes=memory["peak_rss_bytes"],
-        memory_batch_size=memory["batch_size"],
-        energy_j_per_image=None,
-        accuracy=accuracy[role] if accuracy else None,
-        why=why,
-    )
 
 
 def _proof(facts: Mapping[str, Any]) -> PrecisionProof:
@@ -280,10 +218,18 @@ def _engine_test(facts: Mapping[str, Any]) -> EngineTest:
     )
 
 
-def _bytes_with_data(file: Path) -> int:
-    """Of an ONNX file above 2 GB, the weights are in a file of their own."""
-    data = data_path(file)
-    return file.stat().st_size + (data.stat().st_size if data.is_file() else 0)
+def _timings(rows: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    return None if rows is None else {size: row.timing for size, row in rows.items()}
+
+
+def _data(images: Mapping[str, Any]) -> Data:
+    bank = images["bank"]
+    return Data(
+        calib=_dataset(images["calib"]),
+        eval=_dataset(images["queries"]),
+        bank=bank and _dataset(bank),
+        why={} if bank else {"bank": "the evaluation images are one folder"},
+    )
 
 
 def _dataset(images: Mapping[str, Any]) -> Dataset:

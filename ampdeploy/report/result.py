@@ -15,7 +15,7 @@ from ampdeploy.artifacts import read_json, write_text
 from ampdeploy.errors import ArtifactError
 from ampdeploy.report.codec import from_plain, to_plain
 
-SCHEMA_VERSION = 4  # of report.json; raise it when a field changes
+SCHEMA_VERSION = 5  # of report.json; raise it when a field changes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +44,8 @@ class LatencyStats(Explained):
     max: float
     n: int
     """Timed calls."""
+    quantiles: tuple[float, ...]
+    """Shortest, 5%, 10%, ... 95%, longest: the distribution, in 21 numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +59,7 @@ class Interval(Explained):
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """How one batch size was timed, both models together."""
+    """How one batch size was timed by one clock, both models together."""
 
     clock: str
     """What was timed, in words: clocks of different kinds are never compared."""
@@ -72,6 +74,60 @@ class Timing:
     """Stopped by the hard time limit before the asked-for number of pairs."""
     buffers: int
     """Different input batches that were rotated."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThroughputTiming:
+    """How throughput was counted at one batch size: the models take turns, a window each."""
+
+    in_flight: int
+    """Batches that were under way at once."""
+    windows: int
+    """Windows of each model."""
+    window_seconds: float
+    seconds: float
+    """All windows of both."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """What one sensor said while latency was measured."""
+
+    min: float
+    median: float
+    max: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Telemetry(Explained):
+    """The machine while latency was measured. Sensors are read, never set."""
+
+    samples: int
+    seconds: float
+    power_mode: str | None
+    """nvpmodel's mode on a Jetson, the GPU's power limit, or the CPU's frequency governor."""
+    clocks_mhz: dict[str, Spread]
+    """Clock, e.g. ``cpu``, ``gpu``, ``gpu_memory`` -> what it ran at."""
+    temperature_c: dict[str, Spread]
+    """Sensor -> degrees Celsius."""
+    throttled: tuple[str, ...] | None
+    """Reasons for lower clocks that were seen; empty: none was."""
+    other_load: float | None
+    """Share of the machine's CPU time that other processes took."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Energy:
+    """Energy of one model's runs, the idle power of the machine taken off."""
+
+    batch_size: int
+    images: int
+    seconds: float
+    mean_watts: float
+    """While it ran, idle power included."""
+    idle_watts: float
+    source: str
+    """What was read, e.g. ``NVML total energy counter`` or ``INA3221 VDD_IN``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,11 +154,13 @@ class Dataset:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Data:
+class Data(Explained):
     """The images that calibrated and those that judged."""
 
     calib: Dataset
     eval: Dataset
+    bank: Dataset | None
+    """Labelled images that accuracy is judged with: neighbours that vote, a probe's training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,14 +198,26 @@ class Measured(Explained):
     """2 * multiply-accumulates of one image."""
     file_bytes: int
     latency_ms: dict[str, LatencyStats] | None
+    """End to end: host memory to host memory, one call at a time."""
+    compute_ms: dict[str, LatencyStats] | None
+    """The device's part of it: CUDA events around the engine; on a CPU the runtime's own call."""
+    cuda_graph_compute_ms: dict[str, LatencyStats] | None
+    """As `compute_ms`, launched as one CUDA graph."""
     throughput_img_s: dict[str, float] | None
-    """Batch / mean latency: one batch at a time, none in flight behind it."""
+    """Images per second with several batches in flight."""
     memory_bytes: int | None
-    """Peak minus what the process had after importing the runtime, in a fresh process."""
+    """Peak minus what the process had after importing the runtime, in a fresh process; on a GPU
+    with memory of its own, what it took of that."""
+    weight_bytes: int | None
+    """Of the file's tensors, as stored."""
+    activation_bytes: int | None
+    """Working memory beyond the loaded model: of the engine's context, or of the runtime."""
     peak_rss_bytes: int | None
     memory_batch_size: int | None
     """Images per call while memory was measured."""
     energy_j_per_image: float | None
+    """Idle power taken off."""
+    energy: Energy | None
     accuracy: dict[str, float] | None
     """Metric -> value in [0, 1]."""
 
@@ -167,6 +237,20 @@ class Fidelity(Explained):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Task(Explained):
+    """How one metric of accuracy came about."""
+
+    protocol: str
+    """In words, with its constants and source."""
+    images: int
+    bank_images: int | None
+    """Images of the bank; None: each image is judged by the others, or no bank is needed."""
+    classes: int | None
+    chance: float | None
+    """What guessing gives."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Ratios(Explained):
     """Pruned / baseline; below 1 is smaller or faster."""
 
@@ -175,7 +259,13 @@ class Ratios(Explained):
     file_bytes: float
     memory: float | None
     latency: dict[str, Interval] | None
-    """Per batch size: ratio of median latencies."""
+    """Per batch size: ratio of median latencies, end to end."""
+    compute: dict[str, Interval] | None
+    """As `latency`, of `compute_ms`."""
+    cuda_graph_compute: dict[str, Interval] | None
+    throughput: dict[str, Interval] | None
+    """Per batch size; above 1 is more images per second."""
+    energy: float | None
     accuracy_difference: dict[str, Interval] | None
     """Metric -> pruned minus baseline."""
 
@@ -271,8 +361,13 @@ class Report(Explained):
     pruned: Measured
     fidelity: Fidelity | None
     ratio: Ratios
+    tasks: dict[str, Task] | None
+    """Metric of `accuracy` -> what it is."""
     timing: dict[str, Timing] | None
-    """Per batch size."""
+    """Per batch size, of `latency_ms` and `compute_ms`, which are parts of the same calls."""
+    cuda_graph_timing: dict[str, Timing] | None
+    throughput_timing: dict[str, ThroughputTiming] | None
+    telemetry: Telemetry | None
     not_timed: dict[str, str]
     """Batch size that was asked for -> why the engine does not take it."""
     verification: tuple[Verification, ...] | None

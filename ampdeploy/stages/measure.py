@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ampdeploy import artifacts
 from ampdeploy.config import BuildConfig, to_json
 from ampdeploy.progress import log
+from ampdeploy.report.codec import from_plain, to_plain
 from ampdeploy.run import MACHINE
 from ampdeploy.stages.common import (
     bank_of,
@@ -20,6 +21,7 @@ from ampdeploy.stages.common import (
 from ampdeploy.stages.judging import find_judge, machine_options
 
 if TYPE_CHECKING:
+    from ampdeploy.bench.result import BenchResult
     from ampdeploy.run import Run
     from ampdeploy.targets.base import Runner
 
@@ -75,6 +77,7 @@ def bench(run: Run) -> dict[str, Any]:
     """Latency and memory of both models, into `bench.json`."""
     from ampdeploy.bench.host import host_facts
     from ampdeploy.bench.latency import BUFFERS
+    from ampdeploy.bench.result import nothing_measured
     from ampdeploy.bench.run import measure_pair
     from ampdeploy.data.loading import load_all
 
@@ -82,21 +85,23 @@ def bench(run: Run) -> dict[str, Any]:
     unmeasured = find_judge(config).why_no_engine
     if unmeasured is not None:
         log.warning("latency and memory are not measured: %s", unmeasured)
-        nothing = {"host": host_facts(), "device": None, "memory": None, "latency": None}
-        artifacts.write_json(
-            run.path(artifacts.BENCH), {**nothing, "why": unmeasured, "not_timed": {}}
-        )
+        _write_bench(run, nothing_measured(host_facts(), unmeasured))
         return {}
     few = queries_of(run).first(BUFFERS * max(config.bench.batch_sizes))
     baseline, pruned = (run.path(name) for name in runnable_artifacts(config, config.target))
     images = load_all(few, model_spec(config)).numpy()
     result = measure_pair(config.target, baseline, pruned, images, config.bench)
-    artifacts.write_json(run.path(artifacts.BENCH), result)
+    _write_bench(run, result)
     return {}
+
+
+def _write_bench(run: Run, result: BenchResult) -> None:
+    artifacts.write_json(run.path(artifacts.BENCH), to_plain(result))
 
 
 def report(run: Run) -> dict[str, Any]:
     """`report.json` and its Markdown view."""
+    from ampdeploy.bench.result import BenchResult
     from ampdeploy.checkpoint import load_model
     from ampdeploy.models.profile import profile_model
     from ampdeploy.report.assemble import assemble
@@ -109,6 +114,7 @@ def report(run: Run) -> dict[str, Any]:
         role: dataclasses.asdict(profile_model(load_model(run.path(name))))
         for role, name in checkpoints.items()
     }
+    measured = artifacts.read_json(run.path(artifacts.BENCH))
     records = {name: run.manifest.stage(name) for name in run.manifest.data["stages"]}
     result = assemble(
         config,
@@ -118,7 +124,7 @@ def report(run: Run) -> dict[str, Any]:
         repair=artifacts.read_json(run.path(artifacts.REPAIR)),
         export=artifacts.read_json(run.path(artifacts.EXPORT)),
         evaluation=artifacts.read_json(run.path(artifacts.EVAL)),
-        bench=artifacts.read_json(run.path(artifacts.BENCH)),
+        bench=from_plain(BenchResult, measured, where=artifacts.BENCH),
         profiles=profiles,
         precision=_read_if(run, artifacts.PRECISION, config.precision.precision == "fp16"),
         engines={

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from ampdeploy.report.assemble import compute_ratios
+from ampdeploy.report.measured import compute_ratios
 from ampdeploy.report.result import (
     BlockWidth,
     Data,
     Dataset,
+    Energy,
     EngineFacts,
     EngineTest,
     Fidelity,
@@ -19,12 +20,17 @@ from ampdeploy.report.result import (
     Method,
     PrecisionProof,
     Report,
+    Spread,
+    Task,
+    Telemetry,
+    ThroughputTiming,
     Timing,
     Verification,
     Weights,
 )
 
 NO_METER = "no energy meter on this machine"
+NO_GRAPH = "it runs on the CPU"
 
 
 def stats(p50: float) -> LatencyStats:
@@ -36,6 +42,7 @@ def stats(p50: float) -> LatencyStats:
         min=p50 * 0.9,
         max=p50 * 2,
         n=40,
+        quantiles=(*(p50 * (0.9 + 0.02 * step) for step in range(20)), p50 * 2),
         why={"p99": "40 timed calls; p99 needs 500"},
     )
 
@@ -46,13 +53,22 @@ def measured(scale: float, **changes: Any) -> Measured:
         "flops": round(12_200_000_000 * scale),
         "file_bytes": round(88_300_000 * scale),
         "latency_ms": {"1": stats(90 * scale), "8": stats(700 * scale)},
+        "compute_ms": {"1": stats(89 * scale), "8": stats(690 * scale)},
+        "cuda_graph_compute_ms": None,
         "throughput_img_s": {"1": 1000 / (90 * scale), "8": 8000 / (700 * scale)},
         "memory_bytes": round(240_000_000 * scale),
+        "weight_bytes": round(88_000_000 * scale),
+        "activation_bytes": 60_000_000,
         "peak_rss_bytes": round(240_000_000 * scale) + 70_000_000,
         "memory_batch_size": 8,
         "energy_j_per_image": None,
+        "energy": None,
         "accuracy": {"knn_top1": 0.57 - 0.02 * (1 - scale)},
-        "why": {"energy_j_per_image": NO_METER},
+        "why": {
+            "energy_j_per_image": NO_METER,
+            "energy": NO_METER,
+            "cuda_graph_compute_ms": NO_GRAPH,
+        },
     }
     return Measured(**{**values, **changes})
 
@@ -92,12 +108,23 @@ def sample_report(**changes: Any) -> Report:
     ratio = compute_ratios(
         baseline,
         pruned,
-        latency={
-            "1": Interval(value=0.75, ci95_low=0.741, ci95_high=0.762),
-            "8": Interval(value=0.752, ci95_low=0.74, ci95_high=0.769),
+        intervals={
+            "latency": {
+                "1": Interval(value=0.75, ci95_low=0.741, ci95_high=0.762),
+                "8": Interval(value=0.752, ci95_low=0.74, ci95_high=0.769),
+            },
+            "compute": {
+                "1": Interval(value=0.748, ci95_low=0.74, ci95_high=0.757),
+                "8": Interval(value=0.751, ci95_low=0.739, ci95_high=0.767),
+            },
+            "cuda_graph_compute": None,
+            "throughput": {
+                "1": Interval(value=1.31, ci95_low=1.28, ci95_high=1.35),
+                "8": Interval(value=1.33, ci95_low=1.3, ci95_high=1.36),
+            },
         },
         accuracy_difference={"knn_top1": Interval(value=-0.005, ci95_low=-0.03, ci95_high=0.02)},
-        why={},
+        why={"cuda_graph_compute": NO_GRAPH},
     )
     report = Report(
         tool_version="0.1.0",
@@ -128,6 +155,7 @@ def sample_report(**changes: Any) -> Report:
         data=Data(
             calib=Dataset(name="train", sha256="b" * 64, images=256, skipped={"a/x.jpg": "cut"}),
             eval=Dataset(name="val", sha256="c" * 64, images=256, skipped={}),
+            bank=Dataset(name="train", sha256="e" * 64, images=420, skipped={}),
         ),
         method=Method(
             search="divergence",
@@ -144,7 +172,30 @@ def sample_report(**changes: Any) -> Report:
         pruned=pruned,
         fidelity=fidelity(),
         ratio=ratio,
+        tasks={
+            "knn_top1": Task(
+                protocol="DINOv2's k-NN: k = 20, temperature 0.07",
+                images=256,
+                bank_images=420,
+                classes=30,
+                chance=1 / 30,
+            )
+        },
         timing={"1": timing(), "8": timing()},
+        cuda_graph_timing=None,
+        throughput_timing=dict.fromkeys(
+            ("1", "8"),
+            ThroughputTiming(in_flight=2, windows=10, window_seconds=0.5, seconds=10.2),
+        ),
+        telemetry=Telemetry(
+            samples=40,
+            seconds=41.0,
+            power_mode="performance",
+            clocks_mhz={"cpu": Spread(min=2900.0, median=3000.0, max=3100.0)},
+            temperature_c={"cpu": Spread(min=45.0, median=50.0, max=61.0)},
+            throttled=(),
+            other_load=0.01,
+        ),
         not_timed={},
         verification=(
             Verification(
@@ -157,7 +208,11 @@ def sample_report(**changes: Any) -> Report:
             ),
         ),
         stages_seconds={"load": 2.5, "search": 100.0},
-        why={"precision": "the build is float32", "engine": "target ort has none"},
+        why={
+            "precision": "the build is float32",
+            "engine": "target ort has none",
+            "cuda_graph_timing": NO_GRAPH,
+        },
     )
     return dataclasses.replace(report, **changes)
 
@@ -192,7 +247,7 @@ def engine_report(**changes: Any) -> Report:
         "target": "trt-rtx",
         "precision": dict.fromkeys(both, proof),
         "engine": dict.fromkeys(both, engine),
-        "why": {},
+        "why": {"cuda_graph_timing": NO_GRAPH},
     }
     return sample_report(**{**values, **changes})
 
@@ -208,34 +263,70 @@ def bare_report() -> Report:
     nulls = dict.fromkeys(
         (
             "latency_ms",
+            "compute_ms",
+            "cuda_graph_compute_ms",
             "throughput_img_s",
             "memory_bytes",
+            "weight_bytes",
+            "activation_bytes",
             "peak_rss_bytes",
             "memory_batch_size",
             "energy_j_per_image",
+            "energy",
             "accuracy",
         )
     )
+    times = ("latency", "compute", "cuda_graph_compute", "throughput")
     model = measured(1.0, **nulls, why=dict.fromkeys(nulls, reason))
     ratio = compute_ratios(
         model,
         model,
-        latency=None,
+        intervals=dict.fromkeys(times),
         accuracy_difference=None,
-        why={"latency": reason, "accuracy_difference": reason},
+        why=dict.fromkeys((*times, "accuracy_difference"), reason),
     )
+    missing = (
+        "threads", "fidelity", "timing", "cuda_graph_timing", "throughput_timing", "telemetry",
+        "tasks", "verification", "device", "precision", "engine",
+    )  # fmt: skip
     return sample_report(
         baseline=model,
         pruned=model,
         ratio=ratio,
-        threads=None,
-        fidelity=None,
-        timing=None,
-        verification=None,
         host={**dict.fromkeys(sample_report().host), "ram_bytes": 1},
-        device=None,
-        why=dict.fromkeys(
-            ("threads", "fidelity", "timing", "verification", "device", "precision", "engine"),
-            reason,
-        ),
+        **dict.fromkeys(missing),
+        why=dict.fromkeys(missing, reason),
     )
+
+
+def whole_report() -> Report:
+    """A report in which nothing is null."""
+    report = engine_report(cuda_graph_timing={"1": timing(), "8": timing()}, why={})
+    energy = Energy(
+        batch_size=8,
+        images=4000,
+        seconds=30.0,
+        mean_watts=40.0,
+        idle_watts=10.0,
+        source="a meter",
+    )
+    models = {}
+    for role in ("baseline", "pruned"):
+        model = getattr(report, role)
+        times = {
+            size: dataclasses.replace(row, p99=row.max, why={})
+            for size, row in model.latency_ms.items()
+        }
+        models[role] = dataclasses.replace(
+            model,
+            latency_ms=times,
+            compute_ms=times,
+            cuda_graph_compute_ms=times,
+            energy_j_per_image=0.5,
+            energy=energy,
+            why={},
+        )
+    ratio = dataclasses.replace(
+        report.ratio, cuda_graph_compute=report.ratio.compute, energy=1.0, why={}
+    )
+    return dataclasses.replace(report, ratio=ratio, **models)

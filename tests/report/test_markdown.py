@@ -19,6 +19,7 @@ from tests.report.samples import (
     fidelity,
     sample_report,
     timing,
+    whole_report,
     with_ratio,
 )
 
@@ -151,18 +152,7 @@ def test_batches_that_an_engine_does_not_take_are_named():
 
 
 def test_nothing_missing_is_said_too():
-    whole = {
-        role: dataclasses.replace(
-            getattr(sample_report(), role),
-            energy_j_per_image=0.5,
-            latency_ms={
-                batch: dataclasses.replace(stats, p99=stats.max)
-                for batch, stats in getattr(sample_report(), role).latency_ms.items()
-            },
-        )
-        for role in ("baseline", "pruned")
-    }
-    assert "Nothing is missing." in render_markdown(engine_report(**whole))
+    assert "Nothing is missing." in render_markdown(whole_report())
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ def test_round_trip(report, tmp_path):
 
 def test_contract_keys():
     data = json.loads(sample_report().to_json())
-    assert data["schema_version"] == 4
+    assert data["schema_version"] == 5
     assert {"model", "target", "host", "baseline", "pruned", "fidelity", "ratio"} <= set(data)
     latency = data["pruned"]["latency_ms"]["8"]
     assert {"p50", "p90", "p99", "mean", "n"} <= set(latency)
@@ -39,6 +39,8 @@ def test_contract_keys():
 def _paths(data, path=()):
     """The path of every key of every typed object; free-form maps are left out."""
     free = {"host", "why", "latency_ms", "throughput_img_s", "accuracy", "latency", "timing"}
+    free |= {"compute_ms", "compute", "throughput", "throughput_timing", "tasks"}
+    free |= {"clocks_mhz", "temperature_c"}
     free |= {
         "accuracy_difference",
         "asked",
@@ -75,7 +77,7 @@ def test_every_missing_key_is_refused_by_name(path):
         (("pruned", "latency_ms", "8", "p50"), None, r"latency_ms\.8\.p50 is None, not float"),
         (("method", "widths"), {}, "not list"),
         (("fidelity", "cosine"), 1, "unknown keys 'cosine'"),
-        (("pruned", "why"), {}, "energy_j_per_image is null without a why"),
+        (("pruned", "why"), {}, "energy_j_per_image, energy is null without a why"),
         (("schema_version",), 99, "schema version 99"),
     ],
 )
@@ -119,8 +121,9 @@ def test_ratios_are_pruned_over_baseline():
 
 
 def test_memory_ratio_is_null_with_the_models_own_reason():
-    gone = measured(
-        1.0, memory_bytes=None, why={"memory_bytes": "on a GPU", "energy_j_per_image": "x"}
+    whole = measured(1.0)
+    gone = dataclasses.replace(
+        whole, memory_bytes=None, why={**whole.why, "memory_bytes": "on a GPU"}
     )
     assert bare_report().ratio.why["memory"] == "no reason but this test"
     report = dataclasses.replace(sample_report(), pruned=gone)
@@ -129,13 +132,20 @@ def test_memory_ratio_is_null_with_the_models_own_reason():
 
 def test_unmeasured_lists_every_null_once():
     names = [name for name, _ in unmeasured(sample_report())]
+    of_a_model = [
+        "latency_ms[1].p99",
+        "latency_ms[8].p99",
+        "compute_ms[1].p99",
+        "compute_ms[8].p99",
+        "cuda_graph_compute_ms",
+        "energy_j_per_image",
+        "energy",
+    ]
     assert names == [
         "precision",
         "engine",
-        "baseline.latency_ms[1].p99",
-        "baseline.latency_ms[8].p99",
-        "baseline.energy_j_per_image",
-        "pruned.latency_ms[1].p99",
-        "pruned.latency_ms[8].p99",
-        "pruned.energy_j_per_image",
+        *(f"{role}.{name}" for role in ("baseline", "pruned") for name in of_a_model),
+        "ratio.cuda_graph_compute",
+        "ratio.energy",
+        "cuda_graph_timing",
     ]
