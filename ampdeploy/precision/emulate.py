@@ -22,7 +22,7 @@ from onnxscript import ir
 from ampdeploy.errors import VerificationError
 from ampdeploy.export.names import IMAGES
 from ampdeploy.export.write import scratch_session
-from ampdeploy.precision.graph import FLOAT, HALF, MOVEMENT, is_float, is_weight
+from ampdeploy.precision.graph import FLOAT, HALF, is_float, is_weight
 from ampdeploy.precision.rules import FP16_MAX
 
 CANARY = "ampdeploy_canary"
@@ -82,7 +82,9 @@ def _round_everywhere(graph: ir.Graph) -> None:
     for node in list(graph):
         halves = [value for value in node.outputs if value.dtype == HALF]
         reads = [value for value in node.inputs if value is not None and value.dtype == HALF]
-        if node.op_type in (*MOVEMENT, "Cast") or not (halves or reads):
+        # Nodes that only move values, too: ONNX Runtime has no FP16 kernel for some of them, and
+        # takes out again the casts that it then inserts, together with ours.
+        if node.op_type == "Cast" or not (halves or reads):
             continue
         for position, value in enumerate(node.inputs):
             if value is not None and value.dtype == HALF:

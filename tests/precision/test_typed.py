@@ -15,7 +15,7 @@ from ampdeploy.export.onnx import export_onnx
 from ampdeploy.export.write import write_graph
 from ampdeploy.precision import emulate
 from ampdeploy.precision.emulate import emulation
-from ampdeploy.precision.graph import GEMMS, block_outputs, kind_of, load_model
+from ampdeploy.precision.graph import GEMMS, MOVEMENT, block_outputs, kind_of, load_model
 from ampdeploy.precision.ranges import measure_ranges
 from ampdeploy.precision.repair import to_plain
 from ampdeploy.precision.rules import GatedProducts, Ranges, scan_weight
@@ -100,6 +100,63 @@ def test_emulated_operations_are_fp16_to_the_bit(case):
         found = emulated.run(made.reference.images)
     x, y, z = (found[name].astype(np.float16) for name in names)
     assert np.array_equal(x + y, z)
+
+
+CONSTANTS = {
+    "axes": np.array([2]), "zero": np.array([0]), "one": np.array([1]), "ones": np.ones(4, int),
+    "condition": np.array(True), "pads": np.array([0, 0, 0, 0, 0, 0, 0, 1]),
+    "shape": np.array([0, -1]), "width": np.array([3, 5]), "parts": np.array([28, 28]),
+}  # fmt: skip
+# How each operator that only moves values is called, after its first input.
+MOVES = {
+    "Concat": (["large"], {"axis": 0}), "Expand": (["ones"], {}), "Flatten": ([], {}),
+    "Gather": (["zero"], {"axis": 2}), "Identity": ([], {}), "Pad": (["pads"], {}),
+    "Reshape": (["shape"], {}), "Slice": (["zero", "one", "axes"], {}),
+    "Split": (["parts"], {"axis": 2}), "Squeeze": (["axes"], {}), "Tile": (["ones"], {}),
+    "Transpose": ([], {}), "Unsqueeze": (["axes"], {}), "Where": (["large"], {}),
+}  # fmt: skip
+
+
+def test_every_operator_that_moves_values_is_tried():
+    assert set(MOVES) == set(MOVEMENT)
+
+
+@pytest.mark.parametrize("operator", MOVES)
+def test_a_value_that_overflowed_stays_so_wherever_it_is_moved(operator, tmp_path):
+    """1.5 * 5e4 is beyond FP16, whatever lies between it and what makes it small again."""
+    others, attributes = MOVES[operator]
+    first = "row" if operator == "Squeeze" else "large"
+    inputs = ["condition", first, *others] if operator == "Where" else [first, *others]
+    count = 2 if operator == "Split" else 1
+    moved = ["moved", *(f"moved{i}" for i in range(1, count))]
+    make = onnx.helper.make_node
+    nodes = [
+        make("Cast", ["images"], ["half"], to=onnx.TensorProto.FLOAT16),
+        make("Mul", ["half", "factor"], ["large"]),
+        make("Slice", ["large", "zero", "one", "axes"], ["row"]),
+        make(operator, inputs, moved, **attributes),
+        make("Mul", ["moved", "small"], ["back"]),
+        make("Cast", ["back"], ["features"], to=onnx.TensorProto.FLOAT),
+    ]
+    value = onnx.helper.make_tensor_value_info
+    constants = [onnx.numpy_helper.from_array(v, name) for name, v in CONSTANTS.items()]
+    constants += [
+        onnx.numpy_helper.from_array(np.array(v, np.float16), name)
+        for name, v in (("factor", 5e4), ("small", 1e-3))
+    ]
+    graph = onnx.helper.make_graph(
+        nodes,
+        "moves",
+        [value("images", onnx.TensorProto.FLOAT, [1, 3, 56, 56])],
+        [value("features", onnx.TensorProto.FLOAT, None)],
+        constants,
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)])
+    model = onnx.shape_inference.infer_shapes(model)
+    with emulation(ir.from_proto(model), near=tmp_path / "x.onnx", watch=[]) as emulated:
+        found = emulated.run(np.full((1, 3, 56, 56), 1.5, np.float32))["features"]
+    assert np.isposinf(found).any()
+    assert not np.isclose(found, 75).any()
 
 
 def test_a_runtime_that_does_not_round_is_found_out(case, monkeypatch):
