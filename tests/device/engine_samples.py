@@ -112,11 +112,24 @@ def trt_with_a_gpu(*, inspector: str | None = None, engine: bool = True) -> type
     module.__version__ = "10.13.3.9"
     module.calls = calls = []
 
+    class Context:
+        shapes = ""
+
+        def set_input_shape(self, name, shape):
+            self.shapes = f"{name} {tuple(shape)}"
+            return True
+
     class Engine:
+        execution_context = None
+
+        def create_execution_context(self):
+            return Context()
+
         def create_engine_inspector(self):
             return self
 
         def get_engine_information(self, kind):
+            calls.append(f"inspected at {self.execution_context.shapes}")
             return said
 
     class Runtime:

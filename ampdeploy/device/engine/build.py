@@ -44,8 +44,24 @@ from ampdeploy.export.names import IMAGES
 from ampdeploy.progress import log
 
 KEPT_WARNINGS = 20
-# Words with which TensorRT says that memory ran out.
-_OUT_OF_MEMORY = ("out of memory", "outofmemory", "insufficient workspace", "memory allocation")
+_NO_KERNEL = "could not find any implementation"
+# Words with which TensorRT says that the machine's memory ran out ...
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "outofmemory",
+    "memory allocation",
+    "allocator error",
+    "could not be allocated",
+)
+# ... and those with which it says that a kernel needs more than the builder's limits allow. In some
+# releases "insufficient" is misspelt.
+_OVER_THE_LIMIT = (
+    "insufficient workspace",
+    "sufficient workspace memory",
+    "insufficient memory",
+    "insuficient memory",
+    "memory is insufficient",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,13 +297,27 @@ def _open_timing_cache(
 
 
 def _not_built(flavour: Flavour, onnx: Path, logger: Any) -> AmpDeployError:
-    said = logger.explain()
-    advice = "Run with -v for TensorRT's whole log; `ampdeploy doctor` lists its known bugs."
-    if any(words in said.lower() for words in _OUT_OF_MEMORY):
-        advice = "Close other programs, lower the largest batch (--engine-batch), or give less "
-        advice += "memory to the builder with --memory-limit."
+    said = " | ".join(logger.errors()).lower()
+    if _NO_KERNEL in said:
+        # Why is often in warnings only; without this error they are of kernels that it could spare.
+        said = " | ".join((said, *logger.warnings())).lower()
+    batch = "lower the largest batch (--engine-batch of `ampdeploy build`)"
+    # First: after a failed allocation TensorRT may ask for more workspace, which makes it worse.
+    if any(words in said for words in _OUT_OF_MEMORY):
+        advice = (
+            f"Memory ran out. Close other programs, {batch}, or give less memory to the builder "
+            "with --memory-limit."
+        )
+    elif any(words in said for words in _OVER_THE_LIMIT):
+        advice = (
+            "The builder's memory is too small for a kernel. Raise --memory-limit, or, if none was "
+            f"given, close other programs, which raises it, too; or {batch}. If more memory does "
+            "not help, it may be a known bug of this TensorRT: `ampdeploy doctor` lists them."
+        )
+    else:
+        advice = "Run with -v for TensorRT's whole log; `ampdeploy doctor` lists its known bugs."
     return AmpDeployError(
-        f"TensorRT {flavour.version} built no engine from {onnx.name}. {said} {advice}"
+        f"TensorRT {flavour.version} built no engine from {onnx.name}. {logger.explain()} {advice}"
     )
 
 
@@ -330,7 +360,12 @@ def _inspect_engine(
             )
         )
     try:
-        outputs = read_engine_outputs(trt, engine, asked=built.precision.asked)
+        outputs = read_engine_outputs(
+            trt,
+            engine,
+            asked=built.precision.asked,
+            shapes={IMAGES: built.profile.opt},
+        )
     except VerificationError:
         raise
     except AmpDeployError as error:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -216,8 +216,13 @@ def _weight_bytes(trt: Any, layers: list[Any]) -> dict[str, int]:
     return dict(total)
 
 
-def read_engine_outputs(trt: Any, engine: Any, *, asked: str) -> dict[str, int]:
+def read_engine_outputs(
+    trt: Any, engine: Any, *, asked: str, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, int]:
     """Types of what the layers of a built engine put out, as its inspector says.
+
+    Without an execution context whose shapes are set, TensorRT 10 says "N/A due to dynamic shapes"
+    of every layer. https://docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/engine-tools.html
 
     Not run yet: it needs a GPU.
 
@@ -225,15 +230,18 @@ def read_engine_outputs(trt: Any, engine: Any, *, asked: str) -> dict[str, int]:
         trt: The TensorRT module.
         engine: Deserialised; built with detailed profiling verbosity.
         asked: ``fp16`` or ``fp32``.
+        shapes: Input -> shape to inspect it at.
 
     Returns:
         ``HALF``, ``FLOAT`` or ``other`` -> number of outputs.
 
     Raises:
-        VerificationError: FP16 was asked for, and no layer puts out FP16.
+        VerificationError: FP16 was asked for, and layers put out FP32 alone.
         AmpDeployError: The inspector says nothing that can be read.
     """
     inspector = engine.create_engine_inspector()
+    if inspector:
+        inspector.execution_context = _context_at(engine, shapes)
     text = inspector.get_engine_information(trt.LayerInformationFormat.JSON) if inspector else ""
     try:
         layers = json.loads(text or "{}").get("Layers", [])
@@ -245,6 +253,11 @@ def read_engine_outputs(trt: Any, engine: Any, *, asked: str) -> dict[str, int]:
     if not outputs:
         raise AmpDeployError("TensorRT's engine inspector names no layer's outputs.")
     found = dict(Counter(_type_in_words(output) for output in outputs))
+    if not {HALF, FLOAT} & set(found):
+        said = _said_type(outputs[0])
+        raise AmpDeployError(
+            f"TensorRT's engine inspector names the type of no layer's output; it says {said!r}."
+        )
     if asked == "fp16" and HALF not in found:
         raise VerificationError(
             f"FP16 was asked for, and no layer of the built engine puts out FP16: {found}."
@@ -252,9 +265,24 @@ def read_engine_outputs(trt: Any, engine: Any, *, asked: str) -> dict[str, int]:
     return found
 
 
+def _context_at(engine: Any, shapes: Mapping[str, tuple[int, ...]]) -> Any:
+    context = engine.create_execution_context()
+    if context is None:
+        raise AmpDeployError("TensorRT makes no execution context to inspect the engine with.")
+    for name, shape in shapes.items():
+        if not context.set_input_shape(name, shape):
+            raise AmpDeployError(f"TensorRT refuses {name!r} of shape {shape} for its inspection.")
+    return context
+
+
+def _said_type(output: dict[str, Any]) -> str:
+    keys = ("Format/Datatype", "Datatype")
+    return " ".join(str(output[key]) for key in keys if key in output)
+
+
 def _type_in_words(output: dict[str, Any]) -> str:
     # "Half", "Row major linear FP16 format", "Channel major FP16 format where channel % 8 == 0"
-    words = " ".join(str(output.get(key, "")) for key in ("Format/Datatype", "Datatype")).lower()
+    words = _said_type(output).lower()
     if "half" in words or "fp16" in words:
         return HALF
     return FLOAT if "float" in words or "fp32" in words else "other"
