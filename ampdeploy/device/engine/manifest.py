@@ -266,12 +266,18 @@ def _other_gpu(manifest: EngineManifest, here: DeviceFacts) -> list[str]:
 def _other_model(manifest: EngineManifest, here: DeviceFacts) -> list[str]:
     """By default an engine is for one model of GPU; on a Jetson, whose GPUs share a name, board."""
     if manifest.board is not None and here.board is not None:
+        # Not the number of SMs: a Jetson's power mode switches some of them off.
         if _module(manifest.board) != _module(here.board):
             return [f"it was built on {manifest.board}, and this is {here.board}"]
-    elif manifest.gpu is not None and here.gpu is not None and manifest.gpu != here.gpu:
+        return []
+    portable = "(an engine built with --portable same-cc would do)"
+    if manifest.gpu is not None and here.gpu is not None and manifest.gpu != here.gpu:
+        return [f"it was built on {manifest.gpu}, and this is {here.gpu} {portable}"]
+    # Variants of one model share its name, as the 8 and 12 GB ones of some GeForce cards do.
+    if None not in (manifest.sm_count, here.sm_count) and manifest.sm_count != here.sm_count:
         return [
-            f"it was built on {manifest.gpu}, and this is {here.gpu} (an engine built with "
-            "--portable same-cc would do)"
+            f"it was built on a {manifest.gpu} of {manifest.sm_count} SMs, and this one has "
+            f"{here.sm_count} {portable}"
         ]
     return []
 

@@ -168,6 +168,8 @@ OTHER_BOARD = "NVIDIA Jetson AGX Orin Developer Kit"
         (AMPERE_PLUS, here(gpu="NVIDIA H100", compute_capability="9.0"), VERSION),
         (JETSON, ORIN, VERSION),
         (JETSON, here(ORIN, board=SUPER), VERSION),
+        (JETSON, here(ORIN, sm_count=4), VERSION),  # another power mode
+        (SAME_CC, here(sm_count=112), VERSION),
         (RTX, ADA, "1.7.1.116"),
         (RTX, here(os="windows", compute_capability="8.6"), "1.7.1.116"),
     ],
@@ -193,6 +195,7 @@ def test_an_engine_that_fits(manifest, machine, version):
         ),
         (MANIFEST, here(gpu="NVIDIA L4"), VERSION, "this is NVIDIA L4 .*same-cc"),
         (FOR_NEWER, here(gpu="NVIDIA L4"), VERSION, "this is NVIDIA L4"),
+        (MANIFEST, here(sm_count=112), VERSION, "of 128 SMs, and this one has 112 .*same-cc"),
         (SAME_CC, here(compute_capability="8.6"), VERSION, r"has 8\.6"),
         (AMPERE_PLUS, here(compute_capability="7.5"), VERSION, r"from compute capability 8\.0 on"),
         (AMPERE_PLUS, here(ORIN, arch="x86_64"), VERSION, "do not run on a Jetson"),
