@@ -190,8 +190,9 @@ class _RelativeError:
         self.sums = torch.zeros(2, dtype=torch.float64, device=device)
 
     def add(self, difference: Tensor, dense: Tensor) -> None:
-        parts = [part.float().square().sum(dtype=torch.float64) for part in (difference, dense)]
-        self.sums += torch.stack(parts)
+        # Norms, not sums of squares in float64: those write every number out again, twice as wide.
+        norms = [torch.linalg.vector_norm(part.float()) for part in (difference, dense)]
+        self.sums += torch.stack(norms).double().square()
 
     @property
     def value(self) -> float:

@@ -11,6 +11,9 @@ Tensor legend: H hidden neurons, C model width.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -79,14 +82,26 @@ def eliminate(weight: Tensor, moments: BlockMoments, *, shrinkage: float = SHRIN
     weights = metric_weight(weight, moments.metric).float()
     remaining = torch.arange(len(inverse), device=inverse.device)
     removed: list[Tensor] = []
-    while len(remaining) > 1:
-        steps = min(UPDATE_EVERY, len(remaining) - 1)
-        taken, inverse, weights = _take_out(inverse, weights, steps)
-        removed.append(remaining[taken])
-        alive = torch.ones_like(remaining, dtype=torch.bool)
-        alive[taken] = False
-        remaining = remaining[alive]
+    with _one_thread():
+        while len(remaining) > 1:
+            steps = min(UPDATE_EVERY, len(remaining) - 1)
+            taken, inverse, weights = _take_out(inverse, weights, steps)
+            removed.append(remaining[taken])
+            alive = torch.ones_like(remaining, dtype=torch.bool)
+            alive[taken] = False
+            remaining = remaining[alive]
     return torch.cat([*removed, remaining]).flip(0).cpu()
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Many small operations: handing each to several threads takes longer than doing it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _take_out(inverse: Tensor, weights: Tensor, steps: int) -> tuple[Tensor, Tensor, Tensor]:
