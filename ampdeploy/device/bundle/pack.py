@@ -9,13 +9,11 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import psutil
 
 from ampdeploy import artifacts
 from ampdeploy.artifacts import explain_os_errors, run_lock
@@ -25,8 +23,10 @@ from ampdeploy.device.bundle import archive
 from ampdeploy.device.bundle import contents as form
 from ampdeploy.device.bundle.contents import Bundle
 from ampdeploy.device.bundle.instructions import instructions
+from ampdeploy.device.bundle.place import check_replaceable, is_tar, put, scratch
+from ampdeploy.device.preprocess import FIELDS
 from ampdeploy.device.radar.graph_patterns import graph_patterns
-from ampdeploy.errors import AmpDeployError, ArtifactError, ConfigError
+from ampdeploy.errors import ArtifactError, ConfigError
 from ampdeploy.export.names import data_path
 from ampdeploy.optional import require_build_host
 from ampdeploy.progress import log
@@ -38,8 +38,6 @@ if TYPE_CHECKING:
 
 GOLDEN_IMAGES = 16
 BANK_IMAGES = 128
-# Of a spec, what says how images are prepared.
-PREPROCESSING = ("mean", "std", "crop_pct", "crop_mode", "interpolation")
 
 # What a bundle can be for. `torch` needs all that a device does without.
 TARGETS = ("ort", "ort-cuda", *ENGINE_TARGETS)
@@ -86,14 +84,14 @@ def pack_run(run: Path, out: Path | None = None) -> Packed:
         )
     out = out or bundle_path(run)
     check_replaceable(out)
-    with run_lock(run), _scratch(out) as folder:
+    with run_lock(run), scratch(out) as folder:
         _check_current(config, run)
         opened = Run(config, artifacts.Manifest.read(run))
-        sealed = _fill(opened, folder, link=_is_tar(out), name=out.name)
-        if _is_tar(out):
+        sealed = _fill(opened, folder, link=is_tar(out), name=out.name)
+        if is_tar(out):
             archive.write_tar(folder, out)
         else:
-            _put(folder, out)
+            put(folder, out)
     total = sum(facts.bytes for facts in sealed.manifest.files.values())
     return Packed(path=out, bytes=total, sha256=sealed.sha256, manifest=sealed.manifest)
 
@@ -101,10 +99,6 @@ def pack_run(run: Path, out: Path | None = None) -> Packed:
 def bundle_path(run: Path) -> Path:
     """Where the bundle of a run goes unless told otherwise."""
     return run.resolve().with_name(f"{run.resolve().name}-bundle")
-
-
-def _is_tar(out: Path) -> bool:
-    return out.suffix == archive.SUFFIX
 
 
 def _check_current(config: BuildConfig, run: Path) -> None:
@@ -130,7 +124,7 @@ def _fill(run: Run, folder: Path, *, link: bool, name: str) -> Bundle:
     verdict = artifacts.PRECISION if typed else artifacts.EXPORT
     names.append(verdict)
     try:
-        require_current(config, "report", "", ignoring=artifacts.REPORT_MD)
+        require_current(config, "report", "", ignoring=artifacts.REPORT_VIEWS)
         names.append(artifacts.REPORT_JSON)
     except ArtifactError:
         log.info("the run has no report of its present model; the bundle goes without")
@@ -144,9 +138,7 @@ def _fill(run: Run, folder: Path, *, link: bool, name: str) -> Bundle:
         "model": config.model.name,
         "image_size": goldens["images"].shape[-1],
         "preprocessing": {
-            key: value
-            for key, value in model_spec(config).to_json().items()
-            if key in PREPROCESSING
+            key: value for key, value in model_spec(config).to_json().items() if key in FIELDS
         },
         "target": config.target,
         "precision": config.precision.precision,
@@ -245,63 +237,3 @@ def _place(source: Path, target: Path, *, link: bool) -> None:
                 os.link(source, target)
                 return
         shutil.copyfile(source, target)
-
-
-def check_replaceable(out: Path) -> None:
-    """Refuse to overwrite anything but a bundle.
-
-    Raises:
-        AmpDeployError: Something else is there.
-    """
-    if not out.exists():
-        return
-    if _is_tar(out):
-        ours = out.is_file() and _is_bundle_tar(out)
-    else:
-        ours = out.is_dir() and ((out / form.BUNDLE_JSON).is_file() or not any(out.iterdir()))
-    if not ours:
-        raise AmpDeployError(
-            f"the bundle would be {out}, which exists and is no bundle; nothing there was touched. "
-            "Choose another --out, or move that away."
-        )
-
-
-def _is_bundle_tar(path: Path) -> bool:
-    try:
-        archive.read_head(path)
-    except ArtifactError:
-        return False
-    return True
-
-
-@contextlib.contextmanager
-def _scratch(out: Path) -> Iterator[Path]:
-    """An empty folder next to `out`, gone at the end; what killed processes left goes as well."""
-    with explain_os_errors(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        for stale in out.parent.glob(f".{out.name}.*.packing"):
-            pid = stale.name.split(".")[-2]
-            if pid.isdigit() and not psutil.pid_exists(int(pid)):
-                shutil.rmtree(stale, ignore_errors=True)
-        folder = out.with_name(f".{out.name}.{os.getpid()}.packing")
-        folder.mkdir()
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _put(folder: Path, out: Path) -> None:
-    """Let the finished `folder` become `out`; an older bundle goes only when the new one is in."""
-    with explain_os_errors(out):
-        if not out.exists():
-            os.rename(folder, out)
-            return
-        old = folder.with_name(f"{folder.name}.packing")
-        os.rename(out, old)
-        try:
-            os.rename(folder, out)
-        except OSError:
-            os.rename(old, out)
-            raise
-    shutil.rmtree(old, ignore_errors=True)
