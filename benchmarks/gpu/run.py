@@ -20,11 +20,12 @@ times kernels for every shape, too long for all of these; ask for it with `--com
 models. Compilation comes last and has minutes of its own.
 
 Stopped, or out of `--minutes`, the same command continues: finished rows are kept in the state
-folder, and the result, which is written again after every row, holds all of them. A row that fails
-is kept with its error, and the command ends with exit code 1; `--retry-failed` tries it again.
-`--device cpu` exists to test the script: what needs a GPU (events, graphs, compiled kernels,
-memory, ONNX Runtime's CUDA provider, running an engine) no test reaches. Nothing in the result
-names the machine's folders.
+folder, and the result, which is written again after every row, holds all of them. Rows of other
+versions or another driver are measured again, and so are those of engines that were built for other
+`--batches`. A row that fails is kept with its error, and the command ends with exit code 1;
+`--retry-failed` tries it again. `--device cpu` exists to test the script: what needs a GPU (events,
+graphs, compiled kernels, memory, ONNX Runtime's CUDA provider, running an engine) no test reaches.
+Nothing in the result names the machine's folders.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ from benchmarks.gpu.graphs import Graphs
 from benchmarks.gpu.numerics import judge
 from benchmarks.gpu.options import parse
 from benchmarks.gpu.pairs import ROLES, Pair, build_pair, float32_mode
-from benchmarks.gpu.runtimes import probe_rtx
+from benchmarks.gpu.runtimes import TrtWay, probe_rtx
 from benchmarks.gpu.table import summary_lines
 from benchmarks.gpu.ways import CUDA, END_TO_END_CLOCK, Opened, Way, release
 
@@ -90,7 +91,17 @@ class Benchmark:
         self.rows = Rows(options.state)
         self.facts = self._facts()
         self.host = host_facts()
-        self.identity = sha256_json([self.facts[key] for key in ("config", "images", "software")])
+        # Of every row, and `host` in the result speaks for all of them.
+        self.identity = sha256_json(
+            [self.facts[key] for key in ("config", "images", "software")]
+            + [self.host[key] for key in ("packages", "gpus")]
+        )
+        # Way -> identity of its rows. One engine serves all batches, tuned for the middle one.
+        self.engines = {
+            way.name: sha256_json([self.identity, way.identity])
+            for way in ways
+            if isinstance(way, TrtWay)
+        }
         self.pair: Pair | None = None
         self.graphs: Graphs | None = None
         self.missing: dict[str, str] = {}
@@ -129,7 +140,7 @@ class Benchmark:
         """Every job that is not done and that there is time for; the result after each."""
         self._note_state("before")
         for job in self.jobs:
-            row = self.rows.find(job.row, self.identity)
+            row = self.rows.find(job.row, self._identity(job))
             if row is not None and not (self.options.retry_failed and "error" in row):
                 continue
             refusal = self.budget.refuses(job)
@@ -141,6 +152,10 @@ class Benchmark:
         self._note_state("after")
         self.write()
 
+    def _identity(self, job: plan.Job) -> str:
+        """What must be the same for a finished row of `job` to count."""
+        return self.engines.get(job.name, self.identity)
+
     def _do(self, job: plan.Job) -> None:
         started = time.monotonic()
         head = {"model": job.model, "way": job.name, "batch": job.batch}
@@ -151,7 +166,7 @@ class Benchmark:
             log.warning("%s: %s", job.row, text.splitlines()[0])
             row = {**head, "error": text}
         seconds = time.monotonic() - started
-        self.rows.put(job.row, self.identity, {**row, "row_seconds": seconds})
+        self.rows.put(job.row, self._identity(job), {**row, "row_seconds": seconds})
         self.budget.spent(job, seconds)
         if "ratio" in row:
             log.info("%s", summary_lines([row])[-1])
@@ -270,7 +285,8 @@ class Benchmark:
         found = {
             name: row
             for name in names
-            for row in [self.rows.find(name, self.identity)]
+            for identity in (self.identity, *self.engines.values())
+            for row in [self.rows.find(name, identity)]
             if row is not None
         }
         return (

@@ -7,6 +7,7 @@ On a GPU they follow the runtimes' documentation.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ampdeploy.config import EngineConfig
+from ampdeploy.artifacts import sha256_file, write_json
+from ampdeploy.config import EngineConfig, to_json
 from ampdeploy.device.cuda import open_cuda
 from ampdeploy.device.engine.build import build_engine
 from ampdeploy.device.engine.flavour import Flavour, find_flavour
@@ -23,6 +25,8 @@ from ampdeploy.device.engine.load import LoadedEngine
 from ampdeploy.device.engine.log import make_logger
 from ampdeploy.device.engine.manifest import read_manifest
 from ampdeploy.device.engine.options import DEFAULT_COMPUTE_CAPABILITIES
+from ampdeploy.device.engine.refit import data_sha256
+from ampdeploy.device.install.make import engine_key, is_built
 from ampdeploy.device.platform import device_facts
 from ampdeploy.errors import AmpDeployError
 from ampdeploy.export.names import IMAGES
@@ -183,10 +187,35 @@ class TrtWay(Way):
         return (TrtTarget if self.name == "trt" else TrtRtxTarget)(cuda_graph=True)
 
     def open(self, pair: Pair, role: str, buffers: list[np.ndarray], graphs: Graphs) -> TrtOpened:
-        plan = graphs.typed(role).with_name(f"{role}.{self.name}.plan")
-        if not plan.exists():
+        return TrtOpened(self._target(), self.engine(pair, role, graphs), buffers)
+
+    @functools.cached_property
+    def identity(self) -> dict[str, str] | None:
+        """What engines of one graph, and so their rows, differ by; None without this TensorRT."""
+        try:
+            return self._key([])
+        except AmpDeployError:
+            return None
+
+    def _key(self, onnx: list[str]) -> dict[str, str]:
+        flavour = find_flavour(self.name, needed_by=f"--ways {self.name}")
+        return engine_key(flavour, device_facts(), onnx=onnx, options=to_json(self._config))
+
+    def engine(self, pair: Pair, role: str, graphs: Graphs) -> Path:
+        """The plan: of an earlier row or call if it would come out the same, else built now.
+
+        Raises:
+            AmpDeployError: As `build_engine`.
+        """
+        onnx = graphs.typed(role)
+        plan = onnx.with_name(f"{role}.{self.name}.plan")
+        record = plan.with_suffix(".key.json")
+        key = self._key([sha256_file(onnx), data_sha256(onnx) or ""])
+        if not is_built(plan, record, key):
+            record.unlink(missing_ok=True)
             build(graphs, pair, role, plan, target=self.name, config=self._config)
-        return TrtOpened(self._target(), plan, buffers)
+            write_json(record, key)
+        return plan
 
 
 def engine_config(batches: tuple[int, ...], **options: Any) -> EngineConfig:
