@@ -16,11 +16,14 @@ if TYPE_CHECKING:
         BuildConfig,
         DataConfig,
         DistillConfig,
+        EngineConfig,
         ExportConfig,
         ModelConfig,
+        PrecisionConfig,
         PruneConfig,
     )
     from ampdeploy.errors import AmpDeployError
+    from ampdeploy.inference import open_model
     from ampdeploy.pipeline import build
 
 # Public name -> (module, name there). PEP 562 keeps `import ampdeploy` free of torch.
@@ -30,11 +33,14 @@ _LAZY = {
     "BuildConfig": ("ampdeploy.config", "BuildConfig"),
     "DataConfig": ("ampdeploy.config", "DataConfig"),
     "DistillConfig": ("ampdeploy.config", "DistillConfig"),
+    "EngineConfig": ("ampdeploy.config", "EngineConfig"),
     "ExportConfig": ("ampdeploy.config", "ExportConfig"),
     "ModelConfig": ("ampdeploy.config", "ModelConfig"),
+    "PrecisionConfig": ("ampdeploy.config", "PrecisionConfig"),
     "PruneConfig": ("ampdeploy.config", "PruneConfig"),
     "build": ("ampdeploy.pipeline", "build"),
     "load_slim": ("ampdeploy.checkpoint", "load_model"),
+    "open_model": ("ampdeploy.inference", "open_model"),
 }
 
 __all__ = [
@@ -43,12 +49,15 @@ __all__ = [
     "BuildConfig",
     "DataConfig",
     "DistillConfig",
+    "EngineConfig",
     "ExportConfig",
     "ModelConfig",
+    "PrecisionConfig",
     "PruneConfig",
     "__version__",
     "build",
     "load_slim",
+    "open_model",
 ]
 
 

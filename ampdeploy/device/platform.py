@@ -99,15 +99,19 @@ class _Gpu:
     problem: str | None = None
 
 
-def device_facts(index: int = 0) -> DeviceFacts:
+def device_facts(index: int = 0, *, free_memory: bool = True) -> DeviceFacts:
     """GPU `index` and the machine around it, asked for anew at every call. Never raises.
 
     CUDA's driver API answers if cuda-python is installed, else nvidia-smi, which knows less and
-    counts GPUs without regard to CUDA_VISIBLE_DEVICES. Asking for the free memory of a discrete
-    GPU starts a CUDA context and ends it again, so what the context itself takes is accounted for.
+    counts GPUs without regard to CUDA_VISIBLE_DEVICES.
+
+    Args:
+        index: Of the GPU.
+        free_memory: Ask for it, too. On a discrete GPU that starts a CUDA context and ends it
+            again, which can take seconds, so that what the context itself takes is accounted for.
     """
     l4t = l4t_release()
-    gpu = _ask_cuda(index) or _ask_nvidia_smi(index, is_jetson=l4t is not None)
+    gpu = _ask_cuda(index, free_memory) or _ask_nvidia_smi(index, is_jetson=l4t is not None)
     return DeviceFacts(
         **vars(gpu),
         driver=driver_version(),
@@ -119,7 +123,7 @@ def device_facts(index: int = 0) -> DeviceFacts:
     )
 
 
-def _ask_cuda(index: int) -> _Gpu | None:
+def _ask_cuda(index: int, free_memory: bool) -> _Gpu | None:
     """The GPU by the driver API; None without cuda-python."""
     try:
         cuda = driver_api(needed_by="asking for the GPU")
@@ -130,7 +134,7 @@ def _ask_cuda(index: int) -> _Gpu | None:
         count = cuda.call("cuDeviceGetCount")
         if index >= count:
             return _Gpu(problem=f"CUDA device {index} was asked for, and {count} can be seen")
-        return _gpu_of(cuda, cuda.call("cuDeviceGet", index))
+        return _gpu_of(cuda, cuda.call("cuDeviceGet", index), free_memory)
     except CudaError as error:
         return _Gpu(problem=_in_words(error))
     except Exception as error:
@@ -146,7 +150,7 @@ def _in_words(error: CudaError) -> str:
     return f"CUDA does not start: {str(error).rstrip('.')}"
 
 
-def _gpu_of(cuda: CudaApi, device: Any) -> _Gpu:
+def _gpu_of(cuda: CudaApi, device: Any, free_memory: bool) -> _Gpu:
     def attribute(name: str) -> int:
         key = getattr(cuda.module.CUdevice_attribute, f"CU_DEVICE_ATTRIBUTE_{name}")
         return int(cuda.call("cuDeviceGetAttribute", key, device))
@@ -159,13 +163,17 @@ def _gpu_of(cuda: CudaApi, device: Any) -> _Gpu:
         sm_count=attribute("MULTIPROCESSOR_COUNT"),
         cuda_driver_version=version_text(cuda.call("cuDriverGetVersion")),
         memory_total_bytes=int(cuda.call("cuDeviceTotalMem", device)),
-        memory_free_bytes=_shared_free() if integrated else _free_of(cuda, device),
+        memory_free_bytes=_free(cuda, device, integrated) if free_memory else None,
         integrated=integrated,
     )
 
 
 def _text(raw: bytes) -> str:
     return raw.split(b"\0")[0].decode(errors="replace").strip()
+
+
+def _free(cuda: CudaApi, device: Any, integrated: bool) -> int | None:
+    return _shared_free() if integrated else _free_of(cuda, device)
 
 
 def _shared_free() -> int:

@@ -12,9 +12,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ampdeploy.artifacts import sha256_file
+from ampdeploy.device.bundle.contents import read_bundle
+from ampdeploy.device.preprocess import read_preprocessing
+from ampdeploy.precision.compare import agreement
+from ampdeploy.targets.base import get_target
 from tests.conftest import REPOSITORY
 
 pytestmark = pytest.mark.slow
@@ -95,6 +100,33 @@ def test_the_bundle_installs_with_onnx_runtime(venv, packed_tar, tmp_path):
     assert said["self_test"]["knn"]["agreement"] >= 0.9
     assert said["files"]["model.fp16.onnx"]["sha256"] == sha256_file(out / "model.fp16.onnx")
     assert engine(venv, out).returncode == 0
+
+
+APPLICATION = """
+import sys
+import numpy as np
+import ampdeploy
+with ampdeploy.open_model(sys.argv[1]) as model:
+    found = model(sys.argv[3:])
+    np.savez(sys.argv[2], **found)
+"""
+
+
+def test_an_application_runs_what_is_installed_there(venv, packed, calib_data, tmp_path):
+    run(venv / "python", "-m", "pip", "install", "--quiet", "pillow")
+    bundle, out = tmp_path / "bundle", tmp_path / "bundle-engine"
+    shutil.copytree(packed, bundle)
+    assert engine(venv, bundle, "--target", "ort", "--no-compare", "-q").returncode == 0
+    pictures = sorted((calib_data / "val").rglob("*.jpg"))[:3]
+    run(venv / "python", "-c", APPLICATION, out, tmp_path / "found.npz", *pictures)
+    facts = read_bundle(packed).manifest
+    prepare = read_preprocessing(facts.preprocessing, facts.image_size, where=packed)
+    images = np.stack([prepare(picture) for picture in pictures])
+    with get_target("ort").open(packed / facts.onnx) as runner:
+        expected = runner.run(images)
+    with np.load(tmp_path / "found.npz") as found:
+        for name, values in expected.items():
+            assert agreement(found[name], values).cosine_min > 0.999
 
 
 def test_damage_is_found_there_as_well(venv, packed, tmp_path):

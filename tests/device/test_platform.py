@@ -96,6 +96,14 @@ def test_a_desktop_gpu_by_its_driver(machine, monkeypatch):
     assert calls[-3:] == ["cuMemGetInfo", "cuCtxPopCurrent", "cuDevicePrimaryCtxRelease"]
 
 
+def test_no_context_is_started_for_what_is_not_asked(machine, monkeypatch):
+    calls = install_driver(monkeypatch)
+    facts = device_facts(free_memory=False)
+    assert facts.gpu == "NVIDIA RTX A2000"
+    assert facts.memory_free_bytes is None
+    assert not {"cuMemGetInfo", "cuDevicePrimaryCtxRetain"} & set(calls)
+
+
 def test_a_gpu_whose_free_memory_cannot_be_asked_for_is_still_one(machine, monkeypatch):
     install_driver(monkeypatch, context=304)
     facts = device_facts()

@@ -49,6 +49,7 @@ def write_engine(folder, plan=b"a plan", **changes):
         tool_version=__version__,
         model="tiny",
         image_size=SIZE,
+    preprocessing={},
         target="trt",
         tensorrt_version="10.13.3.9",
         portable="none",
@@ -263,6 +264,66 @@ def test_the_gpu_is_timed_apart_from_the_copies(tmp_path, trt):
         runner.upload(images(2, seed=5))
         with pytest.raises(RuntimeError, match="computed nothing yet"):
             runner.download()
+
+
+@pytest.mark.parametrize("cuda_graph", [False, True])
+def test_a_timed_run_has_events_around_the_engine_and_no_others(tmp_path, gpu, trt, cuda_graph):
+    with TrtTarget(cuda_graph=cuda_graph).open(write_engine(tmp_path)) as runner:
+        runner.run(images(2))
+        assert "cudaEventRecord" not in gpu.calls
+        for batch in (images(2), images(3, seed=1)):
+            took = runner.run_timed(batch)
+            # The stand-in counts a millisecond for each copy, run or capture between the events.
+            assert took.compute_ms == 1.0
+            assert took.end_to_end_ms > 0
+        assert gpu.calls.count("cudaEventRecord") == 4
+        assert_expected(runner.download(), images(3, seed=1))
+        assert runner.compute_clock.startswith("GPU: CUDA events")
+
+
+@pytest.mark.parametrize("is_rtx", [False, True])
+def test_a_sibling_has_a_context_of_its_own_of_the_same_engine(tmp_path, gpu, monkeypatch, is_rtx):
+    version = "1.7.1.116" if is_rtx else "10.13.3.9"
+    target = TrtRtxTarget() if is_rtx else TrtTarget()
+    nvidia.install_tensorrt(monkeypatch, nvidia.TensorRt(gpu), rtx=is_rtx, version=version)
+    path = write_engine(tmp_path, target=target.name, tensorrt_version=version)
+    with target.open(path) as runner:
+        with runner.sibling() as sibling:
+            # Of different batches in turn, which one context would mix up.
+            for seed in range(3):
+                for each, batch in ((runner, 1), (sibling, 3)):
+                    assert_expected(each.run(images(batch, seed)), images(batch, seed))
+        assert gpu.calls.count("create_execution_context") == 2
+        assert gpu.calls.count("deserialize_cuda_engine") == 1
+        assert gpu.calls.count("del Context") == 1
+        assert "del Engine" not in gpu.calls
+        assert_expected(runner.run(images(2)), images(2))
+    assert gpu.live == {}
+    assert gpu.calls[-1] == "del Runtime"
+
+
+def test_a_sibling_may_outlive_the_runner_it_came_from(tmp_path, gpu, trt):
+    with TrtTarget().open(write_engine(tmp_path)) as runner:
+        sibling = runner.sibling()
+    assert_expected(sibling.run(images(2)), images(2))
+    assert "del Engine" not in gpu.calls
+    sibling.close()
+    assert gpu.live == {}
+    assert gpu.calls[-3:] == ["del Context", "del Engine", "del Runtime"]
+
+
+def test_a_sibling_without_memory_leaves_the_runner_as_it_was(tmp_path, gpu, trt):
+    with TrtTarget().open(write_engine(tmp_path)) as runner:
+        trt.refuse.add("create_execution_context")
+        with pytest.raises(AmpDeployError, match=r"no second execution context .*why create_exec"):
+            runner.sibling()
+        trt.refuse.clear()
+        gpu.fail("cudaMalloc", nvidia.OUT_OF_MEMORY)
+        with pytest.raises(AmpDeployError, match="cudaErrorMemoryAlloc"):
+            runner.sibling()
+        gpu.failures.clear()
+        assert_expected(runner.run(images(2)), images(2))
+    assert gpu.live == {}
 
 
 def test_a_cuda_graph_is_captured_once_for_each_change_of_batch(tmp_path, gpu, trt):

@@ -64,6 +64,24 @@ fits the GPU, TensorRT and platform it is built with, so the device builds its o
 
    Killed in the middle, the same command goes on. Another folder: `--out FOLDER`. Without the
    comparison, which takes memory and time: `--no-compare`.
+{% if builds %}
+
+   Without TensorRT, on any machine: ONNX Runtime takes the graph as it is, and all else is as
+   above.
+
+       ~/ampdeploy-venv/bin/pip install onnxruntime
+       ~/ampdeploy-venv/bin/ampdeploy engine {{ name }} --target ort
+{% endif %}
+
+## In your application
+
+    import ampdeploy
+
+    with ampdeploy.open_model("{{ installed }}") as model:
+        features = model(["a.jpg", "b.jpg"])["features"]  # (2, C), float32
+
+Reading pictures takes Pillow (`pip install pillow`); they are prepared to the bit as they were in
+training. Arrays that are prepared already go to `model.runner.run`.
 
 ## What is in it
 
@@ -105,6 +123,7 @@ def instructions(name: str, facts: dict[str, Any]) -> str:
         installed=f"{name.removesuffix(SUFFIX)}-engine",
         packed_as_tar=name.endswith(SUFFIX),
         prefix=PREFIX,
+        builds=builds,
         what=f"an engine is built from `{onnx}`" if builds else f"`{onnx}` is taken as it is",
         runtime="onnxruntime-gpu" if target == "ort-cuda" else "onnxruntime",
         goldens=GOLDENS,

@@ -39,6 +39,7 @@ from ampdeploy.device.engine.network_precision import (
 from ampdeploy.device.engine.parse import CHANNELS, check_interface, parse_network
 from ampdeploy.device.engine.refit import data_sha256, put_weights_back
 from ampdeploy.device.platform import DeviceFacts, device_facts
+from ampdeploy.device.preprocess import preprocessing_of
 from ampdeploy.errors import AmpDeployError, ArtifactError, ConfigError, VerificationError
 from ampdeploy.export.names import IMAGES
 from ampdeploy.progress import log
@@ -136,6 +137,7 @@ def build_engine(
         tool_version=ampdeploy.__version__,
         model=model,
         image_size=image_size,
+        preprocessing=preprocessing_of(onnx),
         target=target,
         tensorrt_version=flavour.version,
         portable=config.portable,

@@ -23,6 +23,7 @@ from ampdeploy.artifacts import atomic_path
 from ampdeploy.device.engine.flavour import Flavour
 from ampdeploy.device.engine.log import make_logger
 from ampdeploy.device.engine.manifest import EngineManifest
+from ampdeploy.device.engine.monitor import run_aside
 from ampdeploy.device.engine.refit import put_weights_back, weights_file
 from ampdeploy.errors import AmpDeployError, ArtifactError
 from ampdeploy.export.names import FEATURES, IMAGES
@@ -104,7 +105,7 @@ class LoadedEngine:
             # compared with the manifest's before we came here.
             self.runtime.engine_host_code_allowed = True
         with open(plan, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            self.engine = self.runtime.deserialize_cuda_engine(data)
+            self.engine = run_aside(lambda: self.runtime.deserialize_cuda_engine(data))
         if self.engine is None:
             raise ArtifactError(
                 f"{flavour.target} {flavour.version} does not load {plan}, although its manifest "
@@ -112,8 +113,11 @@ class LoadedEngine:
             )
         onnx = weights_file(plan, manifest)
         if onnx is not None:
-            put_weights_back(self.trt, self.engine, onnx, self.logger, name=str(plan))
-        self.context = self._make_context()
+            run_aside(
+                lambda: put_weights_back(self.trt, self.engine, onnx, self.logger, name=str(plan))
+            )
+        # TensorRT-RTX compiles every kernel in this call: minutes, the first time.
+        self.context = run_aside(self._make_context)
         if self.context is None:
             raise AmpDeployError(
                 f"{plan} was loaded, but TensorRT makes no execution context for it, mostly for "

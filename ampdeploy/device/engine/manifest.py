@@ -20,7 +20,7 @@ from ampdeploy.report.codec import from_plain, to_plain
 if TYPE_CHECKING:
     from ampdeploy.device.platform import DeviceFacts
 
-ENGINE_SCHEMA_VERSION = 1
+ENGINE_SCHEMA_VERSION = 2
 
 _RTX = "trt-rtx"
 _AMPERE = (8, 0)
@@ -86,6 +86,8 @@ class EngineManifest:
     tool_version: str
     model: str
     image_size: int
+    preprocessing: dict[str, Any]
+    """How its images are prepared, `preprocess.FIELDS`; empty: the graph does not say."""
     target: str
     """``trt`` or ``trt-rtx``."""
     tensorrt_version: str

@@ -1,4 +1,4 @@
-"""Names, types and sizes of an ONNX file's initialisers, without the onnx package.
+"""An ONNX file's initialisers and what it says of itself, without the onnx package.
 
 A Jetson that builds an engine need not have onnx. Only the shell of the protobuf is walked: weights
 are stepped over, not read. Numbers of fields: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
@@ -6,6 +6,7 @@ are stepped over, not read. Numbers of fields: https://github.com/onnx/onnx/blob
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
 from collections.abc import Iterator
@@ -14,7 +15,8 @@ from pathlib import Path
 
 from ampdeploy.errors import ArtifactError
 
-_GRAPH = 7  # of ModelProto
+_GRAPH, _METADATA = 7, 14  # of ModelProto
+_KEY, _VALUE = 1, 2  # of StringStringEntryProto
 _INITIALIZER = 5  # of GraphProto
 _DIMS, _DATA_TYPE, _NAME = 1, 2, 8  # of TensorProto
 
@@ -52,16 +54,39 @@ def initializers(path: Path) -> list[Initializer]:
     Raises:
         ArtifactError: The file is missing, empty, or no protobuf.
     """
+    with _opened(path) as data:
+        return [
+            _read_tensor(data, *tensor)
+            for graph in _messages(data, 0, len(data), _GRAPH)
+            for tensor in _messages(data, *graph, _INITIALIZER)
+        ]
+
+
+def metadata(path: Path) -> dict[str, str]:
+    """The metadata properties of the file: an export says there how its images are prepared.
+
+    Raises:
+        ArtifactError: The file is missing, empty, or no protobuf.
+    """
+    found = {}
+    with _opened(path) as data:
+        for entry in _messages(data, 0, len(data), _METADATA):
+            texts = {
+                number: data[begin:stop].decode()
+                for number, _, begin, stop in _fields(data, *entry)
+            }
+            found[texts.get(_KEY, "")] = texts.get(_VALUE, "")
+    return found
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[mmap.mmap]:
     try:
         with (
             open(path, "rb") as file,
             mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
         ):
-            return [
-                _read_tensor(data, *tensor)
-                for graph in _messages(data, 0, len(data), _GRAPH)
-                for tensor in _messages(data, *graph, _INITIALIZER)
-            ]
+            yield data
     except OSError as error:
         raise ArtifactError(f"cannot read {path}: {error.strerror}.") from error
     except (IndexError, ValueError) as error:

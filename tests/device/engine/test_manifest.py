@@ -28,6 +28,7 @@ MANIFEST = EngineManifest(
     tool_version="0.1.0",
     model="dinov2_s",
     image_size=224,
+    preprocessing={},
     target="trt",
     tensorrt_version=VERSION,
     portable="none",
