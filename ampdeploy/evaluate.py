@@ -5,6 +5,7 @@ Both models get the same preprocessed tensors, so preprocessing can never be the
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,31 +13,32 @@ from typing import Any
 
 import numpy as np
 
-from ampdeploy.bench.accuracy import (
-    KNN_K,
-    KNN_TEMPERATURE,
-    compare,
-    extract,
-    knn_predict,
-    paired_difference,
+from ampdeploy.bench.accuracy import FidelityAccumulator, compare, extract
+from ampdeploy.bench.tasks import (
+    ROLES,
+    SORTED,
+    Evidence,
+    Head,
+    check_head,
+    check_tasks,
+    reads_patches,
+    run_tasks,
 )
 from ampdeploy.checkpoint import read_facts
-from ampdeploy.data.folder import ImageSet
+from ampdeploy.config import HEAD_TASK, EvaluateConfig
+from ampdeploy.data.folder import ImageSet, class_folders
 from ampdeploy.data.loading import iter_batches
 from ampdeploy.device.engine.manifest import read_manifest
 from ampdeploy.errors import ArtifactError
 from ampdeploy.models.build import build_model
+from ampdeploy.models.head_file import read_head
 from ampdeploy.models.spec import ModelSpec
 from ampdeploy.optional import require
-from ampdeploy.progress import track
-from ampdeploy.report.codec import to_plain
-from ampdeploy.report.result import Task
+from ampdeploy.progress import log, track
 from ampdeploy.targets.base import ENGINE_SUFFIXES, Runner
 
 # Memory against speed; the features do not depend on it beyond rounding.
 EVAL_BATCH = 8
-
-KNN_METRIC = "knn_top1"
 
 
 def numpy_batches(images: ImageSet, spec: ModelSpec, what: str) -> Iterator[np.ndarray]:
@@ -53,58 +55,109 @@ def evaluate_pair(
     queries: ImageSet,
     bank: ImageSet | None,
     spec: ModelSpec,
+    options: EvaluateConfig | None = None,
 ) -> dict[str, Any]:
-    """Fidelity of `pruned` to `baseline`, and k-NN accuracy of both where there are labels.
+    """Fidelity of `pruned` to `baseline`, and the accuracy of both where there are labels.
+
+    Every image is decoded and preprocessed once, and both models are given that one array,
+    whatever runs them.
 
     Args:
         baseline: Open runner of the dense model.
         pruned: Open runner of the pruned model.
         queries: Images to judge on.
-        bank: Labelled images that vote; None: the other queries (leave-one-out).
+        bank: Labelled images to judge with: neighbours, a probe's training; None: the other
+            queries.
         spec: For preprocessing.
+        options: Which tasks, and their head; None: the default tasks.
 
     Returns:
-        Plain data: fidelity (the fields of `report.result.Fidelity`), accuracy (per role, metric
-        -> value) and accuracy_difference (metric -> interval), both None with a `why` where the
-        images have no labels.
+        Plain data: fidelity (the fields of `report.result.Fidelity`); accuracy (per role, metric
+        -> value), accuracy_difference (metric -> interval) and tasks (metric -> the fields of
+        `report.result.Task`), None with a `why` where the images have no labels; `why` also
+        explains each task that was left out.
+
+    Raises:
+        ArtifactError: The head cannot be read, or does not fit the models or the images.
+        MissingDependencyError: A task's package is not here.
+        DataError: Images changed since the scan, or there are none.
+        VerificationError: The models do not fit each other, or a feature is not finite.
     """
-    compared = compare(baseline, pruned, numpy_batches(queries, spec, "eval"))
+    options = options or EvaluateConfig()
     result: dict[str, Any] = {
-        "dataset": {"name": queries.root.name, "sha256": queries.sha256, "images": len(queries)},
-        "fidelity": compared.result(),
+        "dataset": _dataset(queries),
+        "bank": _dataset(bank) if bank else None,
+        "fidelity": None,
         "accuracy": None,
         "accuracy_difference": None,
         "tasks": None,
         "why": {},
     }
-    if not _labelled(queries) or (bank is not None and not _labelled(bank)):
-        result["why"]["accuracy"] = "the images have no labels"
+    why_not = _why_no_tasks(queries, bank, options)
+    # What can go wrong without running a model goes wrong before it runs.
+    head = read_head(options.head) if options.head else None
+    if why_not is None:
+        check_tasks(options.tasks)
+        names = _class_names(queries, bank)
+        if head is not None:
+            head = _name_rows(head, queries, bank)
+            has_patches = spec.has_patch_features
+            check_head(head, names, feature_dim=spec.feature_dim, has_patches=has_patches)
+    compared = compare(baseline, pruned, numpy_batches(queries, spec, "eval"))
+    result["fidelity"] = compared.result()
+    if why_not is not None:
+        result["why"]["accuracy"] = why_not
+        if head is not None:
+            log.warning("        the head %s is not used: %s", head.name, why_not)
         return result
-    names = sorted({*queries.classes, *(bank.classes if bank else [])})
-    query_labels = _label_indices(queries, names)
-    bank_labels = _label_indices(bank, names) if bank else None
-    banks: tuple[np.ndarray | None, ...] = (None, None)
-    if bank is not None:
-        banks = extract((baseline, pruned), numpy_batches(bank, spec, "k-NN bank"))
-    correct = {}
-    for role, features, bank_features in zip(
-        ("baseline", "pruned"), compared.features, banks, strict=True
-    ):
-        predicted = knn_predict(bank_features, bank_labels, features, query_labels)
-        correct[role] = predicted == query_labels
-    result["accuracy"] = {role: {KNN_METRIC: float(hits.mean())} for role, hits in correct.items()}
-    difference = paired_difference(correct["baseline"], correct["pruned"])
-    result["accuracy_difference"] = {KNN_METRIC: to_plain(difference)}
-    task = Task(
-        protocol=f"DINOv2's k-NN: k = {KNN_K}, temperature {KNN_TEMPERATURE:g}",
-        images=len(queries),
-        bank_images=len(bank) if bank else None,
-        classes=len(names),
-        chance=1 / len(names),
-        why={} if bank else {"bank_images": "leave-one-out: the other images vote"},
+    banks = None
+    if bank is not None and set(options.tasks) != {HEAD_TASK}:
+        features = extract((baseline, pruned), numpy_batches(bank, spec, "bank"))
+        banks = dict(zip(ROLES, features, strict=True))
+    evidence = Evidence(
+        queries=dict(zip(ROLES, compared.features, strict=True)),
+        query_labels=_label_indices(queries, names),
+        bank=banks,
+        bank_labels=_label_indices(bank, names) if bank and banks else None,
+        classes=tuple(names),
+        patch_means=_patch_means(compared, head, spec),
     )
-    result["tasks"] = {KNN_METRIC: to_plain(task)}
-    return result
+    judged = run_tasks(options.tasks, evidence, head=head)
+    result["why"] |= judged.pop("why")
+    return result | judged
+
+
+def _why_no_tasks(queries: ImageSet, bank: ImageSet | None, options: EvaluateConfig) -> str | None:
+    if not _labelled(queries) or (bank is not None and not _labelled(bank)):
+        return "the images have no labels"
+    return None if options.tasks else "no task was asked for"
+
+
+def _dataset(images: ImageSet) -> dict[str, Any]:
+    return {"name": images.root.name, "sha256": images.sha256, "images": len(images)}
+
+
+def _class_names(queries: ImageSet, bank: ImageSet | None) -> list[str]:
+    return sorted({*queries.classes, *(bank.classes if bank else [])})
+
+
+def _name_rows(head: Head, queries: ImageSet, bank: ImageSet | None) -> Head:
+    """A head that names no classes gets those of the folders, in which it may have been trained.
+
+    All folders, not the classes that occur: a sample of ImageNet has few of its 1,000.
+    """
+    folders = sorted({*class_folders(queries.root), *(class_folders(bank.root) if bank else [])})
+    if head.classes is not None or len(folders) != len(head.weight):
+        return head
+    return dataclasses.replace(head, classes=tuple(folders), order=SORTED)
+
+
+def _patch_means(
+    compared: FidelityAccumulator, head: Head | None, spec: ModelSpec
+) -> dict[str, np.ndarray] | None:
+    if head is None or not reads_patches(head, spec.feature_dim) or not compared.patch_means:
+        return None
+    return dict(zip(ROLES, compared.patch_means, strict=True))
 
 
 def _labelled(images: ImageSet) -> bool:

@@ -21,6 +21,8 @@ _EXTRA_OF = {
     "torchvision": "cpu",
     "timm": "cpu",
     "safetensors": "cpu",
+    "scipy": "cpu",
+    "sklearn": "cpu",
     "PIL": "cpu",
     "onnx": "cpu",
     "onnxscript": "cpu",
@@ -32,6 +34,18 @@ _EXTRA_OF = {
     "tensorrt_bindings": "trt",
     "tensorrt_libs": "trt",
     "tensorrt_rtx": "trt-rtx",
+}
+
+# What a device takes alone: the extra that has it would bring torch along, and gigabytes.
+_ALONE = {"onnxruntime", "PIL"}
+# import name -> what pip calls it, where that is another
+_DISTRIBUTION_OF = {
+    "PIL": "pillow",
+    "cuda": "cuda-python",
+    "pynvml": "nvidia-ml-py",
+    "skimage": "scikit-image",
+    "sklearn": "scikit-learn",
+    "yaml": "pyyaml",
 }
 
 # What a Jetson's system image has, in a container or not.
@@ -74,10 +88,17 @@ def install_line(module: str) -> str:
             "pip install 'cuda-python>=12.6,<13' (JetPack 7: 'cuda-python<14')"
         )
     extra = _EXTRA_OF.get(top)
-    if extra is None:
-        return f"pip install {module}"
+    if extra is None or top in _ALONE:
+        line = f"pip install {distribution_of(module)}"
+        return line + " (onnxruntime-gpu for ort-cuda)" if top == "onnxruntime" else line
     line = install_extra(extra)
     return line + " ('.[gpu]' on an NVIDIA host)" if extra == "cpu" else line
+
+
+def distribution_of(module: str) -> str:
+    """What pip calls the package of `module`."""
+    top = module.split(".")[0]
+    return _DISTRIBUTION_OF.get(top, top)
 
 
 def install_extra(extra: str) -> str:
@@ -106,8 +127,8 @@ def require(module: str, *, needed_by: str) -> ModuleType:
                 f"{error.name!r}. Run: {install_line(error.name)}"
             ) from error
         raise MissingDependencyError(
-            f"{needed_by} needs the package {module!r}, which is not installed here. "
-            f"Run: {install_line(module)}"
+            f"{needed_by} needs the package {distribution_of(module)!r}, which is not installed "
+            f"here. Run: {install_line(module)}"
         ) from error
     except Exception as error:
         # Not only ImportError: packages built for each other's other versions fail as they like.
@@ -149,6 +170,7 @@ BUILD_HOST_MODULES = (
     "torchvision",
     "timm",
     "safetensors",
+    "sklearn",
     "PIL",
     "onnx",
     "onnxscript",
@@ -162,7 +184,7 @@ def require_build_host(needed_by: str) -> None:
     Raises:
         MissingDependencyError: Naming every package that is missing and the one line to install.
     """
-    missing = [module for module in BUILD_HOST_MODULES if not available(module)]
+    missing = [distribution_of(m) for m in BUILD_HOST_MODULES if not available(m)]
     if missing:
         raise MissingDependencyError(
             f"{needed_by} needs a build host, and this installation has no {', '.join(missing)}. "

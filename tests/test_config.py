@@ -20,6 +20,7 @@ from ampdeploy.config import (
     ModelConfig,
     PruneConfig,
     from_json,
+    sizes_to_test,
     to_json,
 )
 from ampdeploy.errors import ConfigError
@@ -182,3 +183,16 @@ def test_twenty_and_twenty_point_zero_are_one_value():
 def test_a_budget_that_is_no_number_is_refused(value):
     with pytest.raises(ConfigError, match=r"params cut is .*give a number"):
         PruneConfig(params_cut=value)
+
+
+@pytest.mark.parametrize(
+    ("batch", "sizes"),
+    [
+        ((1, 1, 1), (1,)),
+        ((1, 2, 5), (1, 2, 3, 4, 5)),
+        ((4, 24, 100), (*range(4, 17), 24, 32, 64, 100)),
+        ((40, 40, 64), (40, 64)),
+    ],
+)
+def test_engines_are_tested_at_every_small_batch(batch, sizes):
+    assert sizes_to_test(batch) == sizes

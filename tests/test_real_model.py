@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ampdeploy.bench.accuracy import knn_predict
+from ampdeploy.bench.tasks.knn import knn_predict
 from ampdeploy.checkpoint import load_model, save_model
 from ampdeploy.config import ExportConfig, PruneConfig
 from ampdeploy.data.folder import scan_folder

@@ -1,8 +1,9 @@
-"""How close the pruned model's features are to the dense model's, and how well they classify.
+"""How close the pruned model's features are to the dense model's; what they are good for is judged
+by `ampdeploy.bench.tasks`.
 
 numpy only, so that it judges a checkpoint, an ONNX file or an engine alike.
 
-Array legend: N images, M bank images, P patches per image, C feature width.
+Array legend: N images, P patches per image, C feature width.
 """
 
 from __future__ import annotations
@@ -12,16 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from ampdeploy.bench.tasks.neighbours import finite, nearest
 from ampdeploy.errors import DataError, VerificationError
 from ampdeploy.export.names import FEATURES, PATCH_FEATURES
-from ampdeploy.report.result import Interval
 from ampdeploy.targets.base import Runner
 
 NEIGHBOURS = 5  # of the neighbour agreement
-KNN_K = 20  # DINOv2's evaluation reports k = 10, 20, 100, 200
-KNN_TEMPERATURE = 0.07  # DINOv2's own
-ROWS_AT_ONCE = 1024  # bounds the similarity matrix to this many rows
-RESAMPLES = 2000
 
 
 def cosine_rows(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -42,36 +39,14 @@ def cosine_rows(a: np.ndarray, b: np.ndarray) -> np.ndarray:
             f"features of shapes {a.shape} and {b.shape} cannot be compared row by row. Both "
             "models must see the same images and have the same feature width."
         )
-    dots = np.einsum("...c,...c->...", _finite(a), _finite(b))
-    norms = np.linalg.norm(a.astype(np.float64), axis=-1) * np.linalg.norm(
-        b.astype(np.float64), axis=-1
-    )
+    a, b = finite(a).astype(np.float64), finite(b).astype(np.float64)
+    dots = np.einsum("...c,...c->...", a, b)
+    norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
     return np.divide(dots, norms, out=np.zeros_like(dots), where=norms > 0)
 
 
-def _finite(features: np.ndarray) -> np.ndarray:
-    """`features` as float64.
-
-    Raises:
-        VerificationError: A value is NaN or infinite.
-    """
-    bad = int(features.size - np.count_nonzero(np.isfinite(features)))
-    if bad:
-        raise VerificationError(
-            f"{bad} of {features.size} feature values are NaN or infinite. The model overflows, "
-            "or its weights are damaged; check it with `ampdeploy eval` in float32."
-        )
-    return features.astype(np.float64)
-
-
-def _unit_rows(features: np.ndarray) -> np.ndarray:
-    features = _finite(features)
-    norms = np.linalg.norm(features, axis=1, keepdims=True)
-    return np.divide(features, norms, out=np.zeros_like(features), where=norms > 0)
-
-
 class FidelityAccumulator:
-    """Compares two models batch by batch; keeps per-image features, not patch features."""
+    """Compares two models batch by batch; keeps per-image features, and of patches only means."""
 
     def __init__(self, *, k: int = NEIGHBOURS) -> None:
         """Start with no images; `k` is the number of neighbours in `knn_agreement`."""
@@ -79,6 +54,7 @@ class FidelityAccumulator:
         self._reference: list[np.ndarray] = []
         self._candidate: list[np.ndarray] = []
         self._patch_cosines: list[np.ndarray] = []
+        self._patch_means: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
 
     def add(self, reference: Mapping[str, np.ndarray], candidate: Mapping[str, np.ndarray]) -> None:
         """Add what both models returned for one batch, as `Runner.run` returns it.
@@ -97,6 +73,8 @@ class FidelityAccumulator:
         if PATCH_FEATURES in reference:
             cosines = cosine_rows(reference[PATCH_FEATURES], candidate[PATCH_FEATURES])
             self._patch_cosines.append(cosines.ravel().astype(np.float32))
+            for means, outputs in zip(self._patch_means, (reference, candidate), strict=True):
+                means.append(outputs[PATCH_FEATURES].mean(axis=1))
 
     @property
     def features(self) -> tuple[np.ndarray, np.ndarray]:
@@ -108,6 +86,13 @@ class FidelityAccumulator:
         if not self._reference:
             raise DataError("no images were compared. Give a folder with at least one image.")
         return np.concatenate(self._reference), np.concatenate(self._candidate)
+
+    @property
+    def patch_means(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Mean patch feature of every image so far, (N, C) of the reference and of the candidate;
+        None: the models have no patch features."""
+        reference, candidate = self._patch_means
+        return (np.concatenate(reference), np.concatenate(candidate)) if reference else None
 
     def result(self) -> dict[str, Any]:
         """Label-free closeness of the candidate to the reference on the images so far.
@@ -169,96 +154,10 @@ def knn_agreement(reference: np.ndarray, candidate: np.ndarray, *, k: int = NEIG
         raise DataError(
             f"{len(reference)} images have no {k} neighbours each. Use more images or a smaller k."
         )
-    near_reference, _ = _nearest(reference, None, k)
-    near_candidate, _ = _nearest(candidate, None, k)
+    near_reference, _ = nearest(reference, None, k)
+    near_candidate, _ = nearest(candidate, None, k)
     shared = (near_reference[:, :, None] == near_candidate[:, None, :]).sum()
     return float(shared / near_reference.size)
-
-
-def _nearest(queries: np.ndarray, bank: np.ndarray | None, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices (N, k) of the most similar bank rows, and cosines; no bank: the other queries."""
-    unit = _unit_rows(queries)
-    unit_bank = unit if bank is None else _unit_rows(bank)
-    indices, cosines = [], []
-    for start in range(0, len(unit), ROWS_AT_ONCE):
-        similarity = unit[start : start + ROWS_AT_ONCE] @ unit_bank.T
-        if bank is None:
-            rows = np.arange(len(similarity))
-            similarity[rows, start + rows] = -np.inf
-        top = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
-        indices.append(top)
-        cosines.append(np.take_along_axis(similarity, top, axis=1))
-    return np.concatenate(indices), np.concatenate(cosines)
-
-
-def knn_predict(
-    bank: np.ndarray | None,
-    bank_labels: np.ndarray | None,
-    queries: np.ndarray,
-    query_labels: np.ndarray,
-    *,
-    k: int = KNN_K,
-    temperature: float = KNN_TEMPERATURE,
-) -> np.ndarray:
-    """Label of each query by DINOv2's k-NN protocol.
-
-    Features are L2-normalised; the k most similar bank images vote for their label with weight
-    softmax(cosine / temperature) (DINOv2, `dinov2/eval/knn.py`). Ties go to the lower label.
-
-    Args:
-        bank: (M, C), or None for leave-one-out: each query against all the others.
-        bank_labels: (M,) integers from 0; None with `bank` None.
-        queries: (N, C)
-        query_labels: (N,) integers from 0; only used as the bank's labels in leave-one-out.
-        k: Neighbours; all of the bank when it is smaller.
-        temperature: Of the softmax.
-
-    Returns:
-        (N,) predicted labels.
-
-    Raises:
-        DataError: Labels and features differ in number, or there is nothing to compare with.
-        VerificationError: A value is not finite.
-    """
-    labels = query_labels if bank is None else bank_labels
-    rows = len(queries) if bank is None else len(bank)
-    if labels is None or len(labels) != rows or len(query_labels) != len(queries):
-        raise DataError(
-            f"{rows} bank and {len(queries)} query images came with "
-            f"{None if labels is None else len(labels)} and {len(query_labels)} labels. "
-            "Give one label per image."
-        )
-    others = rows - 1 if bank is None else rows
-    if others < 1 or not len(queries):
-        raise DataError(
-            f"k-NN has {len(queries)} queries and {others} images to compare them with; it needs "
-            "at least one of each. Use a folder with more images."
-        )
-    near, cosines = _nearest(queries, bank, min(k, others))
-    scaled = cosines / temperature
-    weights = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-    weights /= weights.sum(axis=1, keepdims=True)
-    votes = np.zeros((len(queries), int(labels.max()) + 1))
-    np.add.at(votes, (np.arange(len(queries))[:, None], labels[near]), weights)
-    return votes.argmax(axis=1)
-
-
-def paired_difference(
-    baseline_correct: np.ndarray, pruned_correct: np.ndarray, *, seed: int = 0
-) -> Interval:
-    """Accuracy of pruned minus baseline on the same images, with a bootstrap 95% interval.
-
-    Args:
-        baseline_correct: (N,) booleans, one per image.
-        pruned_correct: (N,), the same images.
-        seed: Of the resampling.
-    """
-    difference = pruned_correct.astype(np.float64) - baseline_correct.astype(np.float64)
-    rng = np.random.default_rng(seed)
-    n = len(difference)
-    means = [difference[rng.integers(0, n, n)].mean() for _ in range(RESAMPLES)]
-    low, high = np.percentile(means, [2.5, 97.5])
-    return Interval(value=float(difference.mean()), ci95_low=float(low), ci95_high=float(high))
 
 
 def extract(runners: Sequence[Runner], batches: Iterable[np.ndarray]) -> tuple[np.ndarray, ...]:

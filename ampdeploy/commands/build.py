@@ -24,8 +24,10 @@ from ampdeploy.config import BenchConfig
     "--distill-epochs", type=int, default=0, show_default=True, help="0 skips distillation."
 )
 @common.engine_options
+@common.task_options
 @click.option(
-    "--bench-batches", default="1,8", show_default=True, help="Batch sizes to time, e.g. 1,8."
+    "--bench-batches",
+    help="Batch sizes to time, e.g. 1,8. Default: 1,8, as far as the engine takes them.",
 )
 @click.option(
     "--bench-seconds",
@@ -34,6 +36,7 @@ from ampdeploy.config import BenchConfig
     show_default=True,
     help="Time spent timing each batch size.",
 )
+@common.energy_seconds
 @click.option("--threads", type=int, help="CPU threads of the runtime. Default: its own choice.")
 @common.run_options
 @common.dry_run
@@ -47,6 +50,10 @@ def command(dry_run: bool, json_: bool, **options: Any) -> None:
     if dry_run:
         print_plan(config, as_json=json_)
         return
+    if config.evaluate.head is not None:
+        from ampdeploy.models.head_file import read_head
+
+        read_head(config.evaluate.head)  # now, and not after the pruning
     from ampdeploy.pipeline import build
 
     run = build(config)

@@ -16,18 +16,22 @@ from ampdeploy.config import (
     BUDGETS,
     CRITERIA,
     DEFAULT_PARAMS_CUT,
+    DEFAULT_TASKS,
     ENGINE_TARGETS,
     PORTABLE,
     REPAIRS,
+    TASKS,
     BenchConfig,
     BuildConfig,
     DataConfig,
     DistillConfig,
     EngineConfig,
+    EvaluateConfig,
     ModelConfig,
     PrecisionConfig,
     PruneConfig,
 )
+from ampdeploy.config.build import sizes_to_time
 from ampdeploy.errors import ConfigError
 from ampdeploy.progress import log, set_up_logging
 
@@ -75,17 +79,17 @@ dry_run = click.option(
 )
 
 
-def integers(text: str, what: str) -> tuple[int, ...]:
+def integers(text: str, what: str, *, example: str = "1,8") -> tuple[int, ...]:
     """``1,8`` -> (1, 8).
 
     Raises:
-        ConfigError: Not a comma-separated list of whole numbers.
+        ConfigError: Not a comma-separated list of whole numbers. Shows `example`.
     """
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError as error:
         raise ConfigError(
-            f"{what} {text!r} is not a list of whole numbers. Write it like 1,8."
+            f"{what} {text!r} is not a list of whole numbers. Write it like {example}."
         ) from error
 
 
@@ -219,6 +223,25 @@ engine_options = stack(
     ),
 )  # fmt: skip
 
+task_options = stack(
+    click.option(
+        "--tasks",
+        help=f"What labelled images are judged by: {','.join(TASKS)}, or none. Default: "
+        f"{','.join(DEFAULT_TASKS)}, and supervised with --head.",
+    ),
+    click.option(
+        "--head", type=FILE,
+        help="Classification head for supervised: .safetensors, .pth or .npz with weight and bias, "
+        "or timm's checkpoint of a classifier.",
+    ),
+)  # fmt: skip
+
+energy_seconds = click.option(
+    "--energy-seconds",
+    type=float,
+    help="For each model; 0: energy is not measured. Default: 30 where there is a meter.",
+)
+
 # Options that only AMP's search reads, by their name in `PruneConfig`.
 _AMP_OPTIONS = {
     "criterion": "--criterion",
@@ -277,6 +300,7 @@ def build_config(options: dict[str, Any]) -> BuildConfig:
                     f"{option} belongs to AMP's threshold search. Add --search amp, or leave it "
                     "out."
                 )
+    deployment = _deployment(options)
     return BuildConfig(
         model=ModelConfig(name=name, weights=options["weights"], image_size=options["image_size"]),
         data=DataConfig(
@@ -293,15 +317,25 @@ def build_config(options: dict[str, Any]) -> BuildConfig:
         distill=DistillConfig.for_model(
             name, epochs=options.get("distill_epochs", 0), device=device, seed=options["seed"]
         ),
-        **_deployment(options),
+        **deployment,
+        evaluate=evaluate_config(options.get("tasks"), options.get("head")),
         bench=BenchConfig(
-            batch_sizes=integers(options.get("bench_batches", "1,8"), "--bench-batches"),
+            batch_sizes=_bench_batches(options, deployment.get("engine", EngineConfig())),
             threads=options.get("threads"),
             max_seconds=options.get("bench_seconds", BenchConfig.max_seconds),
+            energy_seconds=options.get("energy_seconds"),
         ),
         out=options["out"],
         resume=options["resume"],
     )
+
+
+def _bench_batches(options: dict[str, Any], engine: EngineConfig) -> tuple[int, ...]:
+    """What is asked for; else the default, as far as the engine takes it."""
+    text = options.get("bench_batches")
+    if text is not None:
+        return integers(text, "--bench-batches")
+    return sizes_to_time(BenchConfig.batch_sizes, options.get("target", "ort"), engine)
 
 
 def _deployment(options: dict[str, Any]) -> dict[str, Any]:
@@ -320,7 +354,7 @@ def _deployment(options: dict[str, Any]) -> dict[str, Any]:
     return {
         "precision": PrecisionConfig(precision=precision, **given),
         "engine": EngineConfig(
-            batch=integers(options["engine_batch"], "--engine-batch"),
+            batch=integers(options["engine_batch"], "--engine-batch", example="1,1,8"),
             when=options["when"],
             portable=options["portable"],
             strip_weights=options["strip_weights"],
@@ -328,6 +362,19 @@ def _deployment(options: dict[str, Any]) -> dict[str, Any]:
             compute_capabilities=tuple(capabilities.split(",")) if capabilities else (),
         ),
     }
+
+
+def evaluate_config(tasks: str | None, head: Path | None) -> EvaluateConfig:
+    """The `EvaluateConfig` of ``--tasks`` and ``--head``.
+
+    Raises:
+        ConfigError: No such task, or a head and tasks that do not go together.
+    """
+    head = None if head is None else head.resolve()
+    if tasks is None:
+        return EvaluateConfig(head=head)
+    names = () if tasks.strip() == "none" else tuple(part.strip() for part in tasks.split(","))
+    return EvaluateConfig(tasks=names, head=head)
 
 
 def keep_the_rest(config: BuildConfig, target: str | None) -> BuildConfig:
@@ -339,6 +386,8 @@ def keep_the_rest(config: BuildConfig, target: str | None) -> BuildConfig:
     if not (config.folder / MANIFEST).is_file():
         return config
     before = rerun_config(config.folder)
+    if before.model.name != config.model.name:
+        return config  # not this one's run
     if target is not None and target != before.target:
         raise ConfigError(
             f"{config.folder} is a build for target {before.target}, not {target}. Leave --target "
@@ -352,6 +401,7 @@ def keep_the_rest(config: BuildConfig, target: str | None) -> BuildConfig:
         export=before.export,
         precision=before.precision,
         engine=before.engine,
+        evaluate=before.evaluate,
         bench=before.bench,
     )
 

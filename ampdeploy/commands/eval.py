@@ -10,9 +10,13 @@ import click
 from ampdeploy.commands import common
 from ampdeploy.commands.pair import find_pair, pair_options
 
+# Of the accuracy table; protocols are long and follow below it.
+_COLUMNS = ("metric", "baseline", "pruned", "change, pp", "95% interval", "chance")
+
 
 @click.command("eval")
 @pair_options
+@common.task_options
 @click.option("--limit", type=int, help="At most this many images of each split. Default: all.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option(
@@ -28,16 +32,20 @@ def command(
     run: Path | None,
     target: str | None,
     images: Path,
+    tasks: str | None,
+    head: Path | None,
     limit: int | None,
     seed: int,
     labels: bool | None,
     json_: bool,
 ) -> None:
-    """Fidelity of a pruned model to its baseline on --images, and k-NN accuracy of both.
+    """Fidelity of a pruned model to its baseline on --images, and what the features of both are
+    good for.
 
-    Class folders give labels; train/ and val/ inside are used as k-NN bank and queries. Without
-    labels, fidelity alone is measured.
+    Class folders give labels; train/ and val/ inside are used as bank and queries, and ImageNet's
+    flat val/ with its label file. Without labels, fidelity alone is measured.
     """
+    options = common.evaluate_config(tasks, head)
     pair = find_pair("eval", artifact, baseline, run, target)
     from ampdeploy.data.folder import scan_eval
     from ampdeploy.evaluate import evaluate_pair
@@ -47,7 +55,7 @@ def command(
     opened = get_target(pair.target)
     with opened.open(pair.baseline) as dense, opened.open(pair.pruned) as slim:
         result = evaluate_pair(
-            dense, slim, queries=chosen.queries, bank=chosen.bank, spec=pair.spec
+            dense, slim, queries=chosen.queries, bank=chosen.bank, spec=pair.spec, options=options
         )
     result["target"] = pair.target
     result["skipped"] = {item.relative: item.reason for item in chosen.queries.skipped}
@@ -58,24 +66,54 @@ def command(
 
 
 def _print(result: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
     fidelity = result["fidelity"]
-    rows = [
+    table = Table(title="Fidelity to the baseline", title_justify="left")
+    table.add_column("measure")
+    table.add_column("value", justify="right")
+    for name, value in (
         ("images", str(fidelity["images"])),
         ("feature cosine, mean", _number(fidelity["cosine_mean"])),
-        ("feature cosine, 1st pct", _number(fidelity["cosine_p1"])),
+        ("feature cosine, 1st percentile", _number(fidelity["cosine_p1"])),
         ("patch cosine, mean", _number(fidelity["patch_cosine_mean"])),
+        ("patch cosine, 1st percentile", _number(fidelity["patch_cosine_p1"])),
         (f"shared {fidelity['knn_k']} neighbours", _number(fidelity["knn_agreement"])),
-    ]
-    if result["accuracy"]:
-        for metric, dense in result["accuracy"]["baseline"].items():
-            slim = result["accuracy"]["pruned"][metric]
-            change = result["accuracy_difference"][metric]
-            interval = f"{100 * change['ci95_low']:+.1f}, {100 * change['ci95_high']:+.1f}"
-            rows.append((metric, f"{dense:.1%} -> {slim:.1%}, 95% of change [{interval}] points"))
-    for name, value in rows:
-        click.echo(f"{name:28} {value}")
+    ):
+        table.add_row(name, value)
+    console.print(table)
+    if result["tasks"]:
+        console.print(_accuracy_table(result))
+        for metric, task in result["tasks"].items():
+            click.echo(f"{metric}: {task['protocol']}")
     for name, reason in {**fidelity["why"], **result["why"]}.items():
         click.echo(f"{name}: not measured, {reason}")
+
+
+def _accuracy_table(result: dict[str, Any]) -> Any:
+    from rich.table import Table
+
+    title = f"Accuracy on {result['dataset']['images']} images"
+    if result["bank"]:
+        title += f", with a bank of {result['bank']['images']}"
+    table = Table(title=title, title_justify="left")
+    for column in _COLUMNS:
+        table.add_column(column, justify="left" if column == _COLUMNS[0] else "right")
+    accuracy, differences = result["accuracy"], result["accuracy_difference"]
+    for metric, task in result["tasks"].items():
+        change = differences[metric]
+        table.add_row(
+            metric,
+            f"{accuracy['baseline'][metric]:.1%}",
+            f"{accuracy['pruned'][metric]:.1%}",
+            f"{100 * change['value']:+.1f}",
+            # Not a markup tag, which square brackets would be read as.
+            f"{100 * change['ci95_low']:+.1f} to {100 * change['ci95_high']:+.1f}",
+            f"{task['chance']:.1%}",
+        )
+    return table
 
 
 def _number(value: float | None) -> str:

@@ -19,9 +19,16 @@ from ampdeploy.config.deploy import (
     EngineConfig,
     ExportConfig,
     PrecisionConfig,
+    sizes_to_test,
 )
 from ampdeploy.config.distill import (
     DistillConfig,
+)
+from ampdeploy.config.evaluate import (
+    DEFAULT_TASKS,
+    HEAD_TASK,
+    TASKS,
+    EvaluateConfig,
 )
 from ampdeploy.config.inputs import (
     DataConfig,
@@ -43,24 +50,29 @@ __all__ = [
     "BUDGETS",
     "CRITERIA",
     "DEFAULT_PARAMS_CUT",
+    "DEFAULT_TASKS",
     "ENGINE_TARGETS",
     "FOLDS",
+    "HEAD_TASK",
     "HELD_OUT_IMAGES",
     "HELD_OUT_SHARE",
     "PORTABLE",
     "PRECISIONS",
     "REPAIRS",
     "SEARCHES",
+    "TASKS",
     "BenchConfig",
     "BuildConfig",
     "DataConfig",
     "DistillConfig",
     "EngineConfig",
+    "EvaluateConfig",
     "ExportConfig",
     "ModelConfig",
     "PrecisionConfig",
     "PruneConfig",
     "from_json",
+    "sizes_to_test",
     "stored",
     "to_json",
 ]

@@ -11,6 +11,7 @@ from ampdeploy.config.bench import BenchConfig
 from ampdeploy.config.checks import as_paths, one_of
 from ampdeploy.config.deploy import ENGINE_TARGETS, EngineConfig, ExportConfig, PrecisionConfig
 from ampdeploy.config.distill import DistillConfig
+from ampdeploy.config.evaluate import EvaluateConfig
 from ampdeploy.config.inputs import DataConfig, ModelConfig
 from ampdeploy.config.prune import PruneConfig
 from ampdeploy.errors import ConfigError
@@ -30,7 +31,9 @@ class BuildConfig:
     # None is only ever an argument: it becomes FP16 where the target computes in it.
     precision: PrecisionConfig = None  # type: ignore[assignment]
     engine: EngineConfig = field(default_factory=EngineConfig)
-    bench: BenchConfig = field(default_factory=BenchConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    # None is only ever an argument: it becomes the default, at the batch sizes that are taken.
+    bench: BenchConfig = None  # type: ignore[assignment]
     out: Path | None = None
     """Run directory; None: runs/<model>-<target>."""
     resume: bool = True
@@ -52,17 +55,13 @@ class BuildConfig:
                 f"--precision fp16 is for {' and '.join(ENGINE_TARGETS)}: target {self.target} "
                 "would compute in FP32 all the same. Choose another --target, or leave it out."
             )
-        if self.engine.when == "deferred" and self.target not in ENGINE_TARGETS:
-            raise ConfigError(
-                f"target {self.target} builds no engine that could be deferred. Leave --engine "
-                f"out, or choose --target {' or '.join(ENGINE_TARGETS)}."
-            )
-        if self.engine.memory_limit_bytes is not None and self.target not in ENGINE_TARGETS:
-            raise ConfigError(
-                f"target {self.target} builds no engine whose memory could be limited. Leave "
-                f"--memory-limit out, or choose --target {' or '.join(ENGINE_TARGETS)}."
-            )
-        if self.builds_engine:
+        if not self.builds_engine:
+            _refuse_engine_options(self.target, self.engine)
+        if self.bench is None:
+            sizes = sizes_to_time(BenchConfig.batch_sizes, self.target, self.engine)
+            object.__setattr__(self, "bench", BenchConfig(batch_sizes=sizes))
+        # A deferred engine is not timed here.
+        if self.builds_engine and self.engine.when == "now":
             fewest, _, most = self.engine.batch
             outside = [n for n in self.bench.batch_sizes if not fewest <= n <= most]
             if outside:
@@ -102,6 +101,45 @@ class BuildConfig:
         return Path("runs") / f"{self.model.name.replace(':', '-').replace('/', '-')}-{self.target}"
 
 
+def sizes_to_time(asked: tuple[int, ...], target: str, engine: EngineConfig) -> tuple[int, ...]:
+    """Those of the batch sizes `asked` that what is built for `target` takes.
+
+    Returns:
+        Of an engine, those in its profile, or its usual size where none is; else all.
+    """
+    if target not in ENGINE_TARGETS:
+        return asked
+    fewest, usual, most = engine.batch
+    return tuple(n for n in asked if fewest <= n <= most) or (usual,)
+
+
+# Field of `EngineConfig` -> its option, and what is said of the engine that there is not.
+_ENGINE_OPTIONS = {
+    "when": ("--engine", "that could be deferred"),
+    "memory_limit_bytes": ("--memory-limit", "whose memory could be limited"),
+    "batch": ("--engine-batch", "whose batch could be chosen"),
+    "portable": ("--portable", "that could be portable"),
+    "strip_weights": ("--strip-weights", "whose weights could be left out"),
+    "compute_capabilities": ("--compute-capability", "for chosen GPUs"),
+}
+
+
+def _refuse_engine_options(target: str, engine: EngineConfig) -> None:
+    """Whoever asks for something of an engine expects one.
+
+    Raises:
+        ConfigError: `engine` is not the default, and `target` builds none.
+    """
+    default = EngineConfig()
+    given = [name for name in _ENGINE_OPTIONS if getattr(engine, name) != getattr(default, name)]
+    if given:
+        options = ", ".join(_ENGINE_OPTIONS[name][0] for name in given)
+        raise ConfigError(
+            f"target {target} builds no engine {_ENGINE_OPTIONS[given[0]][1]}. Leave {options} "
+            f"out, or choose --target {' or '.join(ENGINE_TARGETS)}."
+        )
+
+
 def to_json(config: Any) -> dict[str, Any]:
     """A config as plain data, paths as strings, for hashing and the manifest."""
 
@@ -126,7 +164,7 @@ def stored(config: BuildConfig) -> dict[str, Any]:
     return data
 
 
-_PATHS = {"calib", "eval", "images", "out"}
+_PATHS = {"calib", "eval", "head", "images", "out"}
 _PARTS: dict[str, type] = {
     "model": ModelConfig,
     "data": DataConfig,
@@ -136,6 +174,7 @@ _PARTS: dict[str, type] = {
     "bench": BenchConfig,
     "precision": PrecisionConfig,
     "engine": EngineConfig,
+    "evaluate": EvaluateConfig,
 }
 
 

@@ -13,6 +13,7 @@ PRECISIONS = ("fp32", "fp16")
 # Targets that build an engine: what they compute in is what the graph says.
 ENGINE_TARGETS = ("trt", "trt-rtx")
 PORTABLE = ("none", "version", "same-cc", "ampere-plus")
+ALL_SIZES_UP_TO = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +70,55 @@ class PrecisionConfig:
             raise ConfigError(f"headroom is {self.headroom}; it must be 1 or more.")
 
 
+def sizes_to_test(batch: tuple[int, ...]) -> tuple[int, ...]:
+    """Batch sizes that an engine with this profile is tested at.
+
+    Known bugs are of one size alone, so all of the small ones; above `ALL_SIZES_UP_TO` the doubles
+    of each other, and what the profile names.
+
+    Args:
+        batch: Smallest, usual and largest.
+    """
+    smallest, _, largest = batch
+    sizes = {*batch, *range(smallest, min(largest, ALL_SIZES_UP_TO) + 1)}
+    size = 2 * ALL_SIZES_UP_TO
+    while size < largest:
+        if size > smallest:
+            sizes.add(size)
+        size *= 2
+    return tuple(sorted(sizes))
+
+
+def _check_profile(batch: tuple[int, ...]) -> None:
+    """Refuse what are no smallest, usual and largest batch.
+
+    Raises:
+        ConfigError: Says which number is wrong.
+    """
+    text = ",".join(map(str, batch))
+    wanted = "Give smallest, usual and largest, e.g. 1,1,8."
+    if len(batch) != 3:
+        raise ConfigError(
+            f"--engine-batch {text}: that is {len(batch)} number{'s' * (len(batch) != 1)}, not 3. "
+            f"{wanted}"
+        )
+    smallest, usual, largest = batch
+    for what, size in (("smallest", smallest), ("usual", usual), ("largest", largest)):
+        if size < 1:
+            raise ConfigError(
+                f"--engine-batch {text}: the {what} batch is {size}; it must be 1 or more. {wanted}"
+            )
+    for what, size, least, than in (
+        ("usual", usual, "smallest", smallest),
+        ("largest", largest, "usual", usual),
+    ):
+        if size < than:
+            raise ConfigError(
+                f"--engine-batch {text}: the {what} batch, {size}, is below the {least}, {than}. "
+                f"{wanted}"
+            )
+
+
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
     """Building a TensorRT engine from the typed graph."""
@@ -90,10 +140,7 @@ class EngineConfig:
     def __post_init__(self) -> None:
         one_of("portability", self.portable, PORTABLE)
         one_of("time to build the engine", self.when, ("now", "deferred"))
-        if len(self.batch) != 3 or not 0 < self.batch[0] <= self.batch[1] <= self.batch[2]:
-            raise ConfigError(
-                f"engine batch {self.batch}: give smallest, usual and largest, e.g. 1,1,8."
-            )
+        _check_profile(self.batch)
         if self.memory_limit_bytes is not None:
             positive(self, "memory_limit_bytes")
         for capability in self.compute_capabilities:

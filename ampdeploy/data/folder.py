@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import itertools
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -14,13 +15,14 @@ from typing import Any
 
 from ampdeploy.artifacts import sha256_json
 from ampdeploy.data.decode import UnreadableImageError, decode_rgb, read_bytes
+from ampdeploy.data.label_file import LabelFile, find_label_file, label_files
 from ampdeploy.data.walk import (
     IMAGE_SUFFIXES,
     find_images,
-    folder_signature,
     is_folder,
     sample_order,
 )
+from ampdeploy.data.walk import folder_signature as images_signature
 from ampdeploy.errors import ArtifactError, ConfigError, DataError
 from ampdeploy.progress import log, task
 
@@ -29,6 +31,7 @@ __all__ = [
     "ImageRecord",
     "ImageSet",
     "Skipped",
+    "class_folders",
     "folder_signature",
     "scan_eval",
     "scan_folder",
@@ -58,7 +61,13 @@ class ImageRecord:
     sha256: str
     """Of the file's bytes, hexadecimal."""
     label: str | None
-    """Name of the first folder below the root; None in an unlabelled set."""
+    """Name of the first folder below the root, or as a label file says; None in an unlabelled
+    set."""
+
+    @property
+    def has_own_label(self) -> bool:
+        """Whether the label is another than the folder's name."""
+        return self.label is not None and self.label != _folder_of(self.relative)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +106,14 @@ class ImageSet:
 
     @cached_property
     def sha256(self) -> str:
-        """Identity of the sample: names, contents and order, wherever the folder lies."""
-        return sha256_json([[record.relative, record.sha256] for record in self.records])
+        """Identity of the sample: names, contents, order and labels, wherever the folder lies."""
+        # A label that is the folder's name is part of `relative` already.
+        return sha256_json(
+            [
+                [record.relative, record.sha256, *([record.label] if record.has_own_label else [])]
+                for record in self.records
+            ]
+        )
 
     def first(self, count: int) -> ImageSet:
         """The first `count` images, in order."""
@@ -167,8 +182,33 @@ class EvalImages:
     """Labelled images that vote in k-NN; None: the other queries do (leave-one-out)."""
 
 
+def folder_signature(root: Path) -> str:
+    """As `ampdeploy.data.walk.folder_signature`, and of the label files that `scan_eval` reads.
+
+    Raises:
+        DataError: As `find_images`.
+    """
+    images = images_signature(root)
+    labels = [
+        [str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in label_files(root)
+    ]
+    return sha256_json([images, labels]) if labels else images
+
+
+def class_folders(root: Path) -> list[str]:
+    """Names of the folders right below `root`, sorted; empty folders too."""
+    with os.scandir(root) as entries:
+        return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+
+
 def scan_folder(
-    root: Path, *, limit: int | None, seed: int, labelled: bool = False, minimum: int = 1
+    root: Path,
+    *,
+    limit: int | None,
+    seed: int,
+    labelled: bool = False,
+    labels: LabelFile | None = None,
+    minimum: int = 1,
 ) -> ImageSet:
     """Sample the images below `root`, decoding each one once to know that it can be used.
 
@@ -180,12 +220,13 @@ def scan_folder(
         limit: Stop at this many usable images; None takes all.
         seed: Of the shuffle that decides which come first.
         labelled: Take the name of the first folder below `root` as the label.
+        labels: Take the labels from here instead.
         minimum: Fewest usable images that are of use to the caller.
 
     Raises:
         DataError: The folder is missing, not readable or has no images; over
             `MAX_SKIPPED_FRACTION` of the tried files are unusable; fewer than `minimum` are left;
-            or images lie outside the class folders of a labelled set.
+            or images lie outside the class folders of a labelled set, or are not in `labels`.
         ConfigError: `limit` is below 1 or below `minimum`.
     """
     if limit is not None and limit < max(1, minimum):
@@ -199,9 +240,14 @@ def scan_folder(
             f"image folder {root} holds no images. Files with these suffixes count, in it or in "
             f"its subfolders: {' '.join(sorted(IMAGE_SUFFIXES))}."
         )
-    if labelled:
+    label_of: Callable[[str], str | None] = _no_label
+    if labels is not None:
+        labels.check(names)
+        label_of = labels.label_of
+    elif labelled:
         _check_class_folders(root, names)
-    records, skipped = _decode_in_order(root, sample_order(names, seed), limit, labelled)
+        label_of = _folder_of
+    records, skipped = _decode_in_order(root, sample_order(names, seed), limit, label_of)
     _report_skipped(root, skipped)
     tried = len(records) + len(skipped)
     if len(skipped) > MAX_SKIPPED_FRACTION * tried:
@@ -211,8 +257,9 @@ def scan_folder(
         )
     if len(records) < minimum:
         raise DataError(
-            f"{root} holds {len(records)} usable images ({len(names)} found, {len(skipped)} "
-            f"skipped), and {minimum} are needed. Add images, or give a larger folder."
+            f"{root} holds {len(records)} usable image{'s' * (len(records) != 1)} ({len(names)} "
+            f"found, {len(skipped)} skipped), and {minimum} are needed. Add images, or give a "
+            "larger folder."
         )
     return ImageSet(
         root=root, records=tuple(records), skipped=tuple(skipped), found=len(names), seed=seed
@@ -225,7 +272,9 @@ def scan_eval(
     """Find the images to judge on: k-NN bank and queries, or queries alone.
 
     With ``train/`` and ``val/`` (or ``test/``) in `root`, train is the bank and val the queries.
-    Without, the images below `root` are the queries and vote on each other.
+    Without, the images below `root` are the queries and vote on each other. A flat ``val/``, as
+    ImageNet's archive has it, gets its labels from a file beside it: see
+    `ampdeploy.data.label_file`.
 
     Args:
         root: Class-per-folder images, a folder with such train/ and val/, or images alone.
@@ -239,9 +288,10 @@ def scan_eval(
         DataError: As `scan_folder`; a labelled bank has none of the queries' classes.
     """
     query_root, bank_root = _find_splits(root)
+    labels = None if labelled is False else _labels_from_file(root, query_root, bank_root)
     if labelled is None:
-        labelled = _folders_are_classes(query_root, bank_root)
-    queries = scan_folder(query_root, limit=limit, seed=seed, labelled=labelled)
+        labelled = labels is not None or _folders_are_classes(query_root, bank_root)
+    queries = scan_folder(query_root, limit=limit, seed=seed, labelled=labelled, labels=labels)
     if bank_root is None or not labelled:
         return EvalImages(queries=queries, bank=None)
     bank = scan_folder(bank_root, limit=limit, seed=seed, labelled=True)
@@ -255,6 +305,21 @@ def _find_splits(root: Path) -> tuple[Path, Path | None]:
     if judged is not None and is_folder(root / "train"):
         return judged, root / "train"
     return root, None
+
+
+def _labels_from_file(root: Path, query_root: Path, bank_root: Path | None) -> LabelFile | None:
+    """Labels of flat queries; None where folders say them, or nothing does.
+
+    A bank has to be in class folders all the same.
+    """
+    if not label_files(root) or class_folders(query_root):
+        return None
+    if bank_root is not None and _why_no_classes(bank_root):
+        return None
+    found = find_label_file(root, classes=class_folders(bank_root) if bank_root else None)
+    if found is not None:
+        log.info("  labels of %s are taken from %s", query_root, found.path)
+    return found
 
 
 def _folders_are_classes(query_root: Path, bank_root: Path | None) -> bool:
@@ -307,8 +372,16 @@ def _check_class_folders(root: Path, names: list[str]) -> None:
         )
 
 
+def _no_label(relative: str) -> None:
+    return None
+
+
+def _folder_of(relative: str) -> str:
+    return relative.split("/")[0]
+
+
 def _decode_in_order(
-    root: Path, names: list[str], limit: int | None, labelled: bool
+    root: Path, names: list[str], limit: int | None, label_of: Callable[[str], str | None]
 ) -> tuple[list[ImageRecord], list[Skipped]]:
     """Go down `names` until `limit` are good; stop early once too many are known to be bad."""
     records: list[ImageRecord] = []
@@ -324,7 +397,7 @@ def _decode_in_order(
             chunk = list(itertools.islice(waiting, min(wanted - len(records), SCAN_CHUNK)))
             if not chunk:
                 break
-            for result in pool.map(partial(_try_image, root, labelled=labelled), chunk):
+            for result in pool.map(partial(_try_image, root, label_of=label_of), chunk):
                 if isinstance(result, Skipped):
                     skipped.append(result)
                 else:
@@ -333,7 +406,9 @@ def _decode_in_order(
     return records, skipped
 
 
-def _try_image(root: Path, relative: str, *, labelled: bool) -> ImageRecord | Skipped:
+def _try_image(
+    root: Path, relative: str, *, label_of: Callable[[str], str | None]
+) -> ImageRecord | Skipped:
     path = root / relative
     try:
         data = read_bytes(path)
@@ -344,7 +419,7 @@ def _try_image(root: Path, relative: str, *, labelled: bool) -> ImageRecord | Sk
         path=path,
         relative=relative,
         sha256=hashlib.sha256(data).hexdigest(),
-        label=relative.split("/")[0] if labelled else None,
+        label=label_of(relative),
     )
 
 

@@ -62,7 +62,9 @@ def resolve_paths(config: BuildConfig) -> BuildConfig:
     model = config.model
     if model.weights and not model.weights.startswith("wheel:"):
         model = dataclasses.replace(model, weights=str(Path(model.weights).expanduser().resolve()))
-    return dataclasses.replace(config, data=data, distill=distill, model=model)
+    head = config.evaluate.head
+    evaluate = dataclasses.replace(config.evaluate, head=head.resolve() if head else None)
+    return dataclasses.replace(config, data=data, distill=distill, model=model, evaluate=evaluate)
 
 
 def model_spec(config: BuildConfig) -> ModelSpec:

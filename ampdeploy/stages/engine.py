@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ampdeploy import artifacts
 from ampdeploy.config import BuildConfig, EngineConfig, to_json
+from ampdeploy.device.engine.manifest import manifest_path
 from ampdeploy.errors import VerificationError
 from ampdeploy.progress import log
 from ampdeploy.run import MACHINE
@@ -121,13 +122,21 @@ def build_engines(run: Run) -> dict[str, Any]:
     sources = dict(zip(PLANS, engine_sources(config), strict=True))
     # Both graphs, before the first build: the two engines are compared, so they are built alike.
     engine, notes = avoid_known_bugs(config, map(run.path, sources.values()))
-    for role, source in sources.items():
-        _build_one(run, role, run.path(source), engine)
     why_untested = find_judge(config).why_no_engine
-    if why_untested is None:
-        _test_engines(run)
-    else:
-        log.warning("the engines are not tested: %s", why_untested)
+    try:
+        for role, source in sources.items():
+            _build_one(run, role, run.path(source), engine)
+        if why_untested is None:
+            _test_engines(run)
+    except BaseException:
+        # Whatever it was, Ctrl-C or a GPU without memory: an engine that was to be tested and was
+        # not must not lie there as if it had been.
+        for plan in PLANS.values():
+            for path in (run.path(plan), manifest_path(run.path(plan))):
+                path.unlink(missing_ok=True)
+        raise
+    if why_untested is not None:
+        log.warning("the engines are not tested: %s", run.once(why_untested))
     for note in notes:
         log.warning("%s", note)
     return {"known_bugs": notes}

@@ -38,7 +38,9 @@ def _why_no_engine(config: BuildConfig) -> str | None:
         return "the engine is built and measured on the device"
     here = this_machine()
     if here.gpu is None:
-        return f"this machine runs no engine: {here.problem or 'no GPU was found'}"
+        # Its first clause: what follows can be long, and `ampdeploy doctor` has it.
+        reason = (here.problem or "no GPU was found").partition(": ")[0]
+        return f"this machine runs no engine: {reason}"
     # Unless GPUs are named, every engine is built for the one that is here, too.
     built_for, own = config.engine.compute_capabilities, here.compute_capability
     if built_for and own is not None and own not in built_for:

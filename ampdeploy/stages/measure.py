@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ampdeploy import artifacts
 from ampdeploy.config import BuildConfig, to_json
+from ampdeploy.errors import ConfigError
 from ampdeploy.progress import log
 from ampdeploy.report.codec import from_plain, to_plain
 from ampdeploy.run import MACHINE
@@ -36,18 +37,31 @@ def _open_pair(run: Run, judged_on: str) -> tuple[Runner, Runner]:
 
 
 def eval_options(config: BuildConfig) -> dict[str, Any]:
-    """Where the engine does not run, other files are judged, and again where it does."""
-    return {"target": config.target, MACHINE: machine_options(config)}
+    """Where the engine does not run, other files are judged, and again where it does.
+
+    Raises:
+        ConfigError: There is no such head file.
+    """
+    head = config.evaluate.head
+    if head is not None and not head.is_file():
+        raise ConfigError(f"there is no head file {head}. Check --head.")
+    return {
+        "target": config.target,
+        "tasks": list(config.evaluate.tasks),
+        # By content: the same head elsewhere judges the same.
+        "head": None if head is None else artifacts.sha256_file(head),
+        MACHINE: machine_options(config),
+    }
 
 
 def evaluate(run: Run) -> dict[str, Any]:
-    """Fidelity and k-NN accuracy through the target itself where this machine can run it, into
-    `eval.json`."""
+    """Fidelity, and accuracy in every task, through the target itself where this machine can run
+    it, into `eval.json`."""
     from ampdeploy.evaluate import evaluate_pair
 
     judge = find_judge(run.config)
     if judge.why_no_engine is not None:
-        log.info("        judged with %s in float32: %s", judge.target, judge.why_no_engine)
+        log.info("        judged with %s in float32, not with the engines", judge.target)
     baseline, pruned = _open_pair(run, judge.target)
     with baseline, pruned:
         result = evaluate_pair(
@@ -56,6 +70,7 @@ def evaluate(run: Run) -> dict[str, Any]:
             queries=queries_of(run),
             bank=bank_of(run),
             spec=model_spec(run.config),
+            options=run.config.evaluate,
         )
     result["target"] = judge.target
     artifacts.write_json(run.path(artifacts.EVAL), result)
@@ -84,7 +99,7 @@ def bench(run: Run) -> dict[str, Any]:
     config = run.config
     unmeasured = find_judge(config).why_no_engine
     if unmeasured is not None:
-        log.warning("latency and memory are not measured: %s", unmeasured)
+        log.warning("latency and memory are not measured: %s", run.once(unmeasured))
         _write_bench(run, nothing_measured(host_facts(), unmeasured))
         return {}
     few = queries_of(run).first(BUFFERS * max(config.bench.batch_sizes))
@@ -100,11 +115,12 @@ def _write_bench(run: Run, result: BenchResult) -> None:
 
 
 def report(run: Run) -> dict[str, Any]:
-    """`report.json` and its Markdown view."""
+    """`report.json` and its views."""
     from ampdeploy.bench.result import BenchResult
     from ampdeploy.checkpoint import load_model
     from ampdeploy.models.profile import profile_model
     from ampdeploy.report.assemble import assemble
+    from ampdeploy.report.html import render_html
     from ampdeploy.report.markdown import render_markdown
 
     config = run.config
@@ -141,6 +157,7 @@ def report(run: Run) -> dict[str, Any]:
     )
     result.write(run.path(artifacts.REPORT_JSON))
     artifacts.write_text(run.path(artifacts.REPORT_MD), render_markdown(result))
+    artifacts.write_text(run.path(artifacts.REPORT_HTML), render_html(result))
     return {}
 
 

@@ -135,13 +135,13 @@ def _stages(config: BuildConfig) -> list[tuple[Stage, bool]]:
     )
     evaluation = Stage(
         name="eval",
-        does="fidelity and k-NN accuracy on images that calibration never saw",
+        does="fidelity and accuracy on images that calibration never saw",
         run=measure.evaluate,
         reads=judged,
         after=("data.queries", "data.bank"),
         writes=(a.EVAL,),
         options=measure.eval_options,
-        packages=(*TORCH, *IMAGES, *ONNX),
+        packages=(*TORCH, *IMAGES, *ONNX, "scikit-learn"),
         delivers=True,
     )
     timing = Stage(
@@ -167,7 +167,7 @@ def _stages(config: BuildConfig) -> list[tuple[Stage, bool]]:
             *shipped_artifacts(config),
         ),
         after=("data", "load"),
-        writes=(a.REPORT_JSON, a.REPORT_MD),
+        writes=(a.REPORT_JSON, a.REPORT_MD, a.REPORT_HTML),
         options=lambda c: {
             "target": c.target,
             "prune": to_json(c.prune),

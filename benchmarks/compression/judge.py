@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ampdeploy.bench.accuracy import KNN_K, FidelityAccumulator, knn_predict
+from ampdeploy.bench.accuracy import FidelityAccumulator
+from ampdeploy.bench.tasks.knn import KNN_K, knn_predict
 from ampdeploy.models.vision import VisionModel
 from ampdeploy.targets.torch import TorchRunner
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 
@@ -14,8 +12,6 @@ from ampdeploy.bench.accuracy import (
     cosine_rows,
     extract,
     knn_agreement,
-    knn_predict,
-    paired_difference,
 )
 from ampdeploy.errors import DataError, VerificationError
 from ampdeploy.report.result import Fidelity
@@ -35,11 +31,6 @@ def fidelity(a, b, patches_a=None, patches_b=None, *, k=NEIGHBOURS):
         both[0]["patch_features"], both[1]["patch_features"] = patches_a, patches_b
     accumulator.add(*both)
     return accumulator.result()
-
-
-def knn_accuracy(bank, bank_labels, queries, query_labels, *, k):
-    predicted = knn_predict(bank, bank_labels, queries, query_labels, k=k)
-    return (predicted == query_labels).mean()
 
 
 def test_cosine_of_known_rows():
@@ -99,7 +90,7 @@ def test_neighbour_agreement_of_a_permutation_counts_what_is_shared():
 def test_neighbour_agreement_in_chunks_is_the_same(monkeypatch):
     a, b = random(50, 4), random(50, 4, seed=1)
     whole = knn_agreement(a, b, k=5)
-    monkeypatch.setattr("ampdeploy.bench.accuracy.ROWS_AT_ONCE", 7)
+    monkeypatch.setattr("ampdeploy.bench.tasks.neighbours.SIMILARITIES_AT_ONCE", 7 * 50)
     assert knn_agreement(a, b, k=5) == whole
     assert 0 < whole < 0.5
 
@@ -125,6 +116,8 @@ def test_accumulating_batches_equals_all_at_once():
     assert result.pop("why") == at_once.pop("why") == {}
     assert result == pytest.approx(at_once)
     np.testing.assert_array_equal(accumulator.features[1], b)
+    np.testing.assert_allclose(accumulator.patch_means[0], pa.mean(axis=1), rtol=1e-6)
+    np.testing.assert_allclose(accumulator.patch_means[1], pb.mean(axis=1), rtol=1e-6)
     by_hand = cosine_rows(pa, pb)
     assert result["patch_cosine_mean"] == pytest.approx(by_hand.mean(), abs=1e-6)
 
@@ -136,71 +129,6 @@ def test_accumulator_refuses_what_is_not_one_model_twice():
     both = {"features": random(2, 3), "patch_features": random(2, 4, 3)}
     with pytest.raises(VerificationError, match="patch features"):
         accumulator.add(both, {"features": random(2, 3)})
-
-
-def clusters(per_class: int) -> tuple[np.ndarray, np.ndarray]:
-    labels = np.repeat(np.arange(3), per_class)
-    noise = 0.05 * random(3 * per_class, 3, seed=4)
-    return np.eye(3, dtype=np.float32)[labels] + noise, labels
-
-
-def test_knn_separates_clusters_with_a_bank_and_leave_one_out():
-    bank, bank_labels = clusters(10)
-    queries, query_labels = clusters(4)
-    assert knn_accuracy(bank, bank_labels, queries, query_labels, k=5) == 1
-    assert knn_accuracy(None, None, bank, bank_labels, k=5) == 1
-    assert knn_accuracy(bank, (bank_labels + 1) % 3, queries, query_labels, k=5) == 0
-
-
-def test_leave_one_out_does_not_let_an_image_vote_for_itself():
-    features, labels = clusters(1)  # every class has one image: nobody can be right
-    assert knn_accuracy(None, None, features, labels, k=1) == 0
-    assert knn_accuracy(features, labels, features, labels, k=1) == 1
-
-
-def test_k_larger_than_the_bank_uses_all_of_it_and_two_per_class_work():
-    features, labels = clusters(2)
-    assert knn_accuracy(None, None, features, labels, k=200) == 1
-
-
-def test_votes_are_weighted_by_the_softmax_of_similarity():
-    # One neighbour of class 0 at cosine 1, two of class 1 at cosine c: they win when
-    # 2 exp(c / T) > exp(1 / T), that is c > 1 - T log 2.
-    def predicted(cosine: float, temperature: float) -> int:
-        sine = math.sqrt(1 - cosine**2)
-        bank = np.array([[1, 0], [cosine, sine], [cosine, -sine]])
-        query = np.array([[2.0, 0]])
-        labels = np.array([0, 1, 1])
-        return int(knn_predict(bank, labels, query, np.array([0]), k=3, temperature=temperature)[0])
-
-    threshold = 1 - 0.07 * math.log(2)
-    assert predicted(threshold - 1e-3, 0.07) == 0
-    assert predicted(threshold + 1e-3, 0.07) == 1
-    assert predicted(threshold - 1e-3, 0.1) == 1
-
-
-def test_knn_refuses_labels_that_do_not_fit_and_an_empty_bank():
-    features, labels = clusters(2)
-    with pytest.raises(DataError, match="one label per image"):
-        knn_predict(features, labels[:-1], features, labels)
-    with pytest.raises(DataError, match="one label per image"):
-        knn_predict(None, None, features, labels[:-1])
-    with pytest.raises(DataError, match="0 images to compare"):
-        knn_predict(None, None, features[:1], labels[:1])
-    features[0, 0] = np.inf
-    with pytest.raises(VerificationError, match="infinite"):
-        knn_predict(None, None, features, labels)
-
-
-def test_paired_difference_of_known_outcomes():
-    right, wrong = np.ones(50, bool), np.zeros(50, bool)
-    none = paired_difference(right, right)
-    assert (none.value, none.ci95_low, none.ci95_high) == (0, 0, 0)
-    assert paired_difference(right, wrong).ci95_high == -1
-    half = np.arange(50) % 2 == 0
-    change = paired_difference(half, ~half)  # as many gained as lost
-    assert change.value == 0
-    assert change.ci95_low < 0 < change.ci95_high
 
 
 def test_runners_are_compared_on_the_same_batches(tmp_path):

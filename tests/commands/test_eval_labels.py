@@ -30,7 +30,7 @@ def test_labels_are_the_layouts_unless_declined(evaluate, tmp_path):
     fill(tmp_path / "images" / "2024", 4, start=10)
     code, shown = evaluate()
     assert code == 0, shown.err
-    assert json.loads(shown.out)["knn"]["classes"] == 2
+    assert json.loads(shown.out)["tasks"]["knn_top1"]["classes"] == 2
     assert "are taken as classes" in shown.err
     code, shown = evaluate("--no-labels")
     assert code == 0, shown.err

@@ -1,0 +1,44 @@
+"""What features are judged by, on labelled images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ampdeploy.config.checks import as_paths, one_of
+from ampdeploy.errors import ConfigError
+
+TASKS = ("knn", "snapvit", "probe", "retrieval", "supervised")
+DEFAULT_TASKS = ("knn", "retrieval", "probe")
+HEAD_TASK = "supervised"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Tasks, beside fidelity, which needs no labels and is always measured."""
+
+    # None is only ever an argument: it becomes the default tasks, and supervised with a head.
+    tasks: tuple[str, ...] = None  # type: ignore[assignment]
+    """Of `TASKS`; none at all leaves fidelity."""
+    head: Path | None = None
+    """Classification head for the task supervised; see `ampdeploy.models.head_file`."""
+
+    def __post_init__(self) -> None:
+        as_paths(self, "head")
+        if self.tasks is None:
+            extra = (HEAD_TASK,) if self.head else ()
+            object.__setattr__(self, "tasks", (*DEFAULT_TASKS, *extra))
+        for name in self.tasks:
+            one_of("task", name, TASKS)
+        if len(set(self.tasks)) < len(self.tasks):
+            raise ConfigError(f"tasks {', '.join(self.tasks)}: give each of them once.")
+        if HEAD_TASK in self.tasks and self.head is None:
+            raise ConfigError(
+                f"task {HEAD_TASK} needs a classification head: give its file with --head. "
+                "Without one, the task probe trains a head of its own."
+            )
+        if self.head is not None and HEAD_TASK not in self.tasks:
+            raise ConfigError(
+                f"--head is read by the task {HEAD_TASK} alone, which --tasks leaves out. Add it, "
+                "or leave --head out."
+            )
