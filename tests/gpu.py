@@ -20,12 +20,15 @@ import numpy as np
 
 from tests.device import stand_ins as nvidia
 
-FOLDER, CAPABILITY, WRONG = "STAND_IN_FOLDER", "STAND_IN_CAPABILITY", "STAND_IN_WRONG"
+FOLDER, CAPABILITY, FAULT = "STAND_IN_FOLDER", "STAND_IN_CAPABILITY", "STAND_IN_FAULT"
+# What is wrong with its TensorRT, in every engine alike.
+MIXED_UP = "images of a batch are mixed up"
+NO_MEMORY = "no memory to run what was built"
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def run(
-    folder: Path, command: list[str], *, capability: str = "8.6", wrong: bool = False
+    folder: Path, command: list[str], *, capability: str = "8.6", fault: str = ""
 ) -> subprocess.CompletedProcess[str]:
     """Run `ampdeploy` on such a machine.
 
@@ -33,7 +36,7 @@ def run(
         folder: Where the stand-in keeps what it knows of plans, for other processes.
         command: Verb and options.
         capability: Of the GPU.
-        wrong: Whether its TensorRT mixes up the images of a batch, in every engine alike.
+        fault: `MIXED_UP` or `NO_MEMORY`.
     """
     start = folder / "start"
     start.mkdir(parents=True, exist_ok=True)
@@ -42,7 +45,7 @@ def run(
         **os.environ,
         FOLDER: str(folder),
         CAPABILITY: capability,
-        WRONG: "1" if wrong else "",
+        FAULT: fault,
         "AMPDEPLOY_CACHE": str(folder / "cache"),
         "PYTHONPATH": f"{start}{os.pathsep}{REPOSITORY}",
     }
@@ -142,7 +145,9 @@ class Engine(nvidia.RtxEngine):
         return [(batch, *dims) for batch in self.state.batches]
 
     def create_execution_context(self, config=None):
-        return Context(self.state)
+        # The builder's inspection asks without a configuration, and takes no activations.
+        no_memory = os.environ[FAULT] == NO_MEMORY and config is not None
+        return None if no_memory else Context(self.state)
 
     def create_engine_inspector(self):
         return self
@@ -157,5 +162,5 @@ class Context(nvidia.Context):
         session = self.state.session
         names = [value.name for value in session.get_outputs()]
         for name, right in zip(names, session.run(names, {"images": images}), strict=True):
-            said = np.roll(right, 1, axis=0) if os.environ[WRONG] else right
+            said = np.roll(right, 1, axis=0) if os.environ[FAULT] == MIXED_UP else right
             self._array(addresses[name], right.shape)[:] = said

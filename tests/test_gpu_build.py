@@ -21,6 +21,7 @@ from ampdeploy.report.result import Report
 from tests import gpu, runs
 
 PLANS = (artifacts.BASELINE_PLAN, artifacts.ENGINE_PLAN)
+MANIFESTS = (artifacts.BASELINE_ENGINE_JSON, artifacts.ENGINE_JSON)
 OPTIONS = ("--target", "trt-rtx", "--width-multiple", "8", "--engine-batch", "1,2,3", "-q")
 
 pytestmark = [
@@ -74,17 +75,25 @@ def test_engines_are_compared_with_float32_at_every_batch_they_are_tuned_for(tes
 def test_a_bug_that_breaks_both_engines_alike_is_found_and_leaves_none(folder, copy):
     """The evaluation compares the two engines with each other, and would see nothing."""
     more = ("--min-cosine-p1", "0.998")  # so that they are built again
-    done = gpu.run(folder, command(folder, copy, *more), wrong=True)
+    done = gpu.run(folder, command(folder, copy, *more), fault=gpu.MIXED_UP)
     assert done.returncode == 3, done.stderr
     assert "baseline.plan does not compute what the model computes" in done.stderr
     assert "batch 2, features: cosine p1" in done.stderr
     assert "batch 1," not in done.stderr  # nothing to mix up there
     names = {path.name for path in copy.iterdir()}
-    gone = {*PLANS, artifacts.ENGINE_JSON, artifacts.BASELINE_ENGINE_JSON}
+    gone = {*PLANS, *MANIFESTS}
     gone |= {artifacts.EVAL, artifacts.BENCH, artifacts.REPORT_JSON, artifacts.REPORT_MD}
     assert not names & gone
     assert not {"engine", "eval", "bench", "report"} & set(Manifest.read(copy).data["stages"])
     assert {artifacts.MODEL_ONNX, artifacts.MODEL_FP16_ONNX, artifacts.SLIM} <= names
+
+
+def test_an_engine_that_could_not_be_tested_is_not_left_behind(folder, copy):
+    more = ("--min-cosine-p1", "0.997")
+    done = gpu.run(folder, command(folder, copy, *more), fault=gpu.NO_MEMORY)
+    assert done.returncode == 1, done.stderr
+    assert "makes no execution context for it, mostly for want of GPU memory" in done.stderr
+    assert not {path.name for path in copy.iterdir()} & {*PLANS, *MANIFESTS}
 
 
 def test_what_was_measured_with_the_engine_stands_where_it_does_not_run(folder, copy, capsys):
@@ -117,7 +126,7 @@ def test_an_engine_that_was_not_tested_is_tested_where_it_runs(folder, copy):
     done = gpu.run(folder, other)
     assert done.returncode == 0, done.stderr
     report = Report.read(copy / artifacts.REPORT_JSON)
-    assert set(report.engine["pruned"].test.cosine_p1) == {"1", "3"}
+    assert set(report.engine["pruned"].test.cosine_p1) == {"1", "2", "3"}
     assert (report.judged_on, set(report.timing)) == ("trt-rtx", {"1", "2"})
 
 

@@ -1,7 +1,7 @@
 """What is made of a bundle on a device: an engine of each graph, or the graph itself.
 
 Folders of work in progress: an engine that an interrupted try built is used again if nothing that
-it depends on has changed.
+it depends on has changed. One that was seen to be wrong is not: see `discard`.
 """
 
 from __future__ import annotations
@@ -10,15 +10,17 @@ import functools
 import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import ampdeploy
 from ampdeploy import artifacts
 from ampdeploy.artifacts import explain_os_errors, sha256_json
-from ampdeploy.config import ENGINE_TARGETS, EngineConfig, to_json
+from ampdeploy.config import ENGINE_TARGETS, EngineConfig, sizes_to_test, to_json
 from ampdeploy.device.bundle.contents import Bundle
 from ampdeploy.device.engine.flavour import Flavour, find_flavour
+from ampdeploy.device.engine.options import timing_cache_file
 from ampdeploy.device.install.installation import INSTALL_JSON
-from ampdeploy.device.platform import DeviceFacts
+from ampdeploy.device.platform import DeviceFacts, device_facts
 from ampdeploy.errors import ArtifactError
 from ampdeploy.export.names import data_name
 from ampdeploy.progress import log
@@ -55,12 +57,12 @@ class Job:
     @property
     def usual_batch(self) -> int:
         """The batch size that is timed."""
-        return self.batches[1] if self.builds else self.batches[0]
+        return self.engine.batch[1] if self.builds else ORT_BATCHES[0]
 
     @property
     def batches(self) -> tuple[int, ...]:
         """Batch sizes that must work."""
-        return self.engine.batch if self.builds else ORT_BATCHES
+        return sizes_to_test(self.engine.batch) if self.builds else ORT_BATCHES
 
 
 def avoid_known_bugs(job: Job) -> None:
@@ -118,8 +120,8 @@ def _build(job: Job, source: Path, folder: Path, role: str) -> Path:
 
     manifest = job.bundle.manifest
     plan = folder / (artifacts.ENGINE_PLAN if role == "pruned" else artifacts.BASELINE_PLAN)
-    record, key = job.work / f"{role}.key.json", _build_key(job, source)
-    if _is_built(plan, record, key):
+    record, key = _record(job, role), _build_key(job, source)
+    if is_built(plan, record, key):
         log.info("%s was built before; using it", plan.name)
         (folder / INSTALL_JSON).unlink(missing_ok=True)
         return plan
@@ -138,31 +140,73 @@ def _build(job: Job, source: Path, folder: Path, role: str) -> Path:
         precision=manifest.precision,
         verdict=manifest.verdict.get(role, {}),
         timing_cache=job.work,
-        here=job.here,
+        # Asked for anew: what is left once the first engine has been built and tested.
+        here=replace(job.here, memory_free_bytes=device_facts().memory_free_bytes),
     )
     artifacts.write_json(record, key)
     return plan
 
 
+def discard(job: Job, role: str) -> None:
+    """Delete the engine of `role`, which is wrong, with all that the next try would make it from.
+
+    TensorRT chooses kernels by timing them, so that another build may use other ones and be right;
+    but not if it is told the timings of this one.
+    """
+    folder = job.work / role
+    with explain_os_errors(job.work):
+        _record(job, role).unlink(missing_ok=True)
+        if job.flavour.takes_timing_cache:
+            timing_cache_file(job.work, job.flavour, job.here).unlink(missing_ok=True)
+        if folder.exists():
+            shutil.rmtree(folder)
+
+
+def _record(job: Job, role: str) -> Path:
+    """What the engine of `role` was built from; beside its folder, which is installed whole."""
+    return job.work / f"{role}.key.json"
+
+
 def _build_key(job: Job, source: Path) -> dict[str, str]:
-    """Everything that an engine depends on."""
-    files = job.bundle.manifest.files
-    here = job.here
+    manifest = job.bundle.manifest
+    parts = (source.name, data_name(source.name))
+    return engine_key(
+        job.flavour,
+        job.here,
+        onnx=[manifest.files[name].sha256 for name in parts if name in manifest.files],
+        options=[to_json(job.engine), manifest.precision, manifest.verdict],
+    )
+
+
+def engine_key(
+    flavour: Flavour, here: DeviceFacts, *, onnx: list[str], options: Any
+) -> dict[str, str]:
+    """Everything that an engine depends on, to be kept beside it for `is_built`.
+
+    Args:
+        flavour: The TensorRT that builds it.
+        here: This machine.
+        onnx: SHA-256 of the graph and of its file of weights, if it has one.
+        options: How it is built; plain data.
+    """
     machine = (here.gpu, here.compute_capability, here.sm_count, here.driver, here.board, here.arch)
     return {
         "tool": ampdeploy.__version__,
-        "onnx": sha256_json(
-            [files[n].sha256 for n in (source.name, data_name(source.name)) if n in files]
-        ),
-        "tensorrt": f"{job.target.name} {job.flavour.version}",
+        "onnx": sha256_json(onnx),
+        "tensorrt": f"{flavour.target} {flavour.version}",
         "machine": sha256_json(machine),
-        "config": sha256_json(
-            [to_json(job.engine), job.bundle.manifest.precision, job.bundle.manifest.verdict]
-        ),
+        "config": sha256_json(options),
     }
 
 
-def _is_built(plan: Path, record: Path, key: dict[str, str]) -> bool:
+def is_built(plan: Path, record: Path, key: dict[str, str]) -> bool:
+    """Whether `plan` is whole, and was built from what `key` says.
+
+    Args:
+        plan: The engine.
+        record: JSON file with the key of what was built last; written after plan and manifest.
+        key: What would be built now: `engine_key`.
+    """
     from ampdeploy.device.engine.manifest import check_plan_file, read_manifest
 
     if not record.is_file():
