@@ -18,6 +18,7 @@ PACKAGES = (
     "ampdeploy",
     "cuda-python",
     "numpy",
+    "nvidia-ml-py",
     "onnx",
     "onnxruntime",
     "onnxruntime-gpu",

@@ -22,25 +22,35 @@ STDERR_TAIL_LINES = 15
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryResult(Explained):
-    """Host memory of one fresh process, in bytes."""
+    """Memory of one fresh process, in bytes."""
 
     device: str
     """Where the artifact ran: ``cpu`` or ``cuda``."""
     batch_size: int
     runs: int
+    file_bytes: int
+    """The artifact on disk, a data file beside it included."""
     rss_runtime_bytes: int
-    """Resident after importing the runtime, before the artifact is opened."""
+    """Resident after importing the runtime (and starting CUDA), before the artifact is opened."""
     rss_loaded_bytes: int
     """Resident once the artifact is open."""
     peak_rss_bytes: int
-    """Highest resident size of the process, through the last run."""
+    """Highest resident size of the process, while opening or running."""
     weight_bytes: int | None
-    """Of the file's tensors, as stored."""
+    """Of the file's tensors, as stored; of an engine, of the network that it was built from."""
     activation_bytes: int | None
-    """Working memory beyond the loaded model."""
+    """Working memory beyond the loaded model: of a TensorRT context, as the engine says; on a CPU
+    what the runs made resident, pages of mapped files left out; else what the runs took of the
+    GPU's memory."""
+    device_bytes: int | None
+    """What opening and running took of the GPU's own memory, its CUDA context left out. Other
+    processes on the GPU would be counted too."""
+    available_drop_bytes: int | None
+    """Where GPU and host share memory: by how much MemAvailable fell, whoever took it."""
     memory_bytes: int | None
-    """peak - rss_runtime: what this model adds to a process that has its runtime loaded: weights,
-    working memory and one input batch. None on a GPU, whose memory is not the process's."""
+    """What this model adds to a process that has its runtime loaded: weights, working memory and
+    one input batch. On a CPU peak_rss - rss_runtime, on a GPU with memory of its own
+    `device_bytes`, where memory is shared `available_drop_bytes`."""
 
 
 def measure_memory(

@@ -7,18 +7,8 @@ from typing import Any
 
 from ampdeploy.bench.latency import PairTimes
 from ampdeploy.bench.memory import MemoryResult
-from ampdeploy.report.result import Energy, Explained, Interval, Telemetry, ThroughputTiming
-
-
-@dataclass(frozen=True, kw_only=True)
-class PairThroughput:
-    """Images per second of both models at one batch size."""
-
-    baseline: float
-    pruned: float
-    ratio: Interval
-    """Pruned / baseline."""
-    timing: ThroughputTiming
+from ampdeploy.bench.throughput import PairThroughput
+from ampdeploy.report.result import Energy, Explained, Telemetry
 
 
 @dataclass(frozen=True, kw_only=True)

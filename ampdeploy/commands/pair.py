@@ -17,29 +17,38 @@ if TYPE_CHECKING:
     from ampdeploy.config import BuildConfig
     from ampdeploy.models.spec import ModelSpec
 
-pair_options = stack(
+files_options = stack(
     click.argument("artifact", type=FILE, required=False),
     click.option("--baseline", type=FILE, help="Artifact that ARTIFACT is compared with."),
     click.option("--run", type=FOLDER, help="A run directory, instead of two artifacts."),
     click.option("--target", help="Runtime. Default: the run's, or by the file's suffix."),
+)
+pair_options = stack(
+    files_options,
     click.option("--images", type=FOLDER, required=True, help="Folder of images."),
 )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pair:
-    """Two artifacts of one model, and what runs them."""
+class PairFiles:
+    """Two artifacts, and what runs them."""
 
     baseline: Path
     pruned: Path
     target: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair(PairFiles):
+    """Two artifacts of one model."""
+
     spec: ModelSpec
 
 
 def find_pair(
     verb: str, artifact: Path | None, baseline: Path | None, run: Path | None, target: str | None
 ) -> Pair:
-    """Work out which two files to compare, and on what.
+    """Work out which two files to compare, on what, and how their images are prepared.
 
     Raises:
         ConfigError: Neither a run nor two artifacts, or both.
@@ -47,6 +56,27 @@ def find_pair(
     """
     require_build_host(f"ampdeploy {verb}")
     from ampdeploy.evaluate import spec_of
+
+    files = find_files(verb, artifact, baseline, run, target)
+    spec, other = spec_of(files.pruned), spec_of(files.baseline)
+    if (spec.name, spec.image_size) != (other.name, other.image_size):
+        raise ArtifactError(
+            f"{files.pruned.name} is {spec.name} at {spec.image_size} px, but "
+            f"{files.baseline.name} is {other.name} at {other.image_size} px. Compare a model with "
+            "its own baseline."
+        )
+    return Pair(baseline=files.baseline, pruned=files.pruned, target=files.target, spec=spec)
+
+
+def find_files(
+    verb: str, artifact: Path | None, baseline: Path | None, run: Path | None, target: str | None
+) -> PairFiles:
+    """Work out which two files to compare, and on what. For a device too: needs no torch.
+
+    Raises:
+        ConfigError: Neither a run nor two artifacts, or both.
+        ArtifactError: A file is missing.
+    """
     from ampdeploy.targets.base import get_target, target_for
 
     if (run is None) == (artifact is None and baseline is None):
@@ -68,13 +98,7 @@ def find_pair(
     for path in (artifact, baseline):
         if not path.is_file():
             raise ArtifactError(f"there is no file {path}. Check the path, or build it first.")
-    spec, other = spec_of(artifact), spec_of(baseline)
-    if (spec.name, spec.image_size) != (other.name, other.image_size):
-        raise ArtifactError(
-            f"{artifact.name} is {spec.name} at {spec.image_size} px, but {baseline.name} is "
-            f"{other.name} at {other.image_size} px. Compare a model with its own baseline."
-        )
-    return Pair(baseline=baseline, pruned=artifact, target=chosen.name, spec=spec)
+    return PairFiles(baseline=baseline, pruned=artifact, target=chosen.name)
 
 
 def _made_by(config: BuildConfig, artifact: str, run: Path) -> tuple[str, str]:

@@ -6,7 +6,9 @@ No torch here, and no runtime either: each target's module is imported when it i
 from __future__ import annotations
 
 import importlib
+import time
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, ClassVar
@@ -39,8 +41,23 @@ _TARGET_OF_SUFFIX = {".onnx": "ort", ".safetensors": "torch"}
 ENGINE_SUFFIXES = (".plan", ".engine")
 
 
+@dataclass(frozen=True, kw_only=True)
+class CallTimes:
+    """One call of `Runner.run` by two clocks, in milliseconds."""
+
+    end_to_end_ms: float
+    """Host memory to host memory, on the host's clock."""
+    compute_ms: float | None
+    """The device's part of it, by the runner's `compute_clock`; None where it has none."""
+
+
 class Runner(ABC):
     """One loaded model. Owns its runtime's memory until `close`, or the end of a `with` block."""
+
+    compute_clock: str | None = None
+    """What `CallTimes.compute_ms` is, in words; None where the runtime does not tell."""
+    why_no_compute_clock: str = "this runtime does not say what its device computed"
+    """Where `compute_clock` is None."""
 
     def __init__(
         self,
@@ -66,6 +83,7 @@ class Runner(ABC):
         self._device = device
         self._batches = batches
         self._closed = False
+        self._timed = False  # whether `_run_impl` shall take the time of the device's part
 
     @property
     def name(self) -> str:
@@ -103,6 +121,26 @@ class Runner(ABC):
             raise RuntimeError(f"{self.name} is closed; run it inside its `with` block")
         self._check(images)
         return self._run_impl(images)
+
+    def run_timed(self, images: np.ndarray) -> CallTimes:
+        """`run`, timed by both clocks at once. For one thread at a time.
+
+        Args:
+            images: As `run` takes them.
+
+        Raises:
+            AmpDeployError: As `run`.
+        """
+        self._timed = self.compute_clock is not None
+        try:
+            start = time.perf_counter_ns()
+            self.run(images)
+            took = time.perf_counter_ns() - start
+        finally:
+            self._timed = False
+        # Read only now: asking a GPU for its events would count as end to end.
+        compute_ms = None if self.compute_clock is None else self._compute_ms()
+        return CallTimes(end_to_end_ms=took / 1e6, compute_ms=compute_ms)
 
     def run_all(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """`run` for any number of images: cut at the largest batch, filled up to the smallest.
@@ -161,7 +199,27 @@ class Runner(ABC):
 
     @abstractmethod
     def _run_impl(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        """`run` after the checks."""
+        """`run` after the checks. While `_timed` is set, it takes the time for `_compute_ms`."""
+
+    def _compute_ms(self) -> float:
+        """The device's part of the last `_run_impl`; where there is a `compute_clock`."""
+        raise NotImplementedError(f"{type(self).__name__} has a compute clock and no time of it")
+
+    def sibling(self) -> Self:
+        """Another runner of the same loaded model, to be run in another thread meanwhile.
+
+        Weights are shared; what a run needs besides is its own. Close it as any runner.
+
+        Raises:
+            AmpDeployError: There is no memory for it.
+        """
+        if self._closed:
+            raise RuntimeError(f"{self.name} is closed; take its sibling inside its `with` block")
+        return self._sibling_impl()
+
+    def _sibling_impl(self) -> Self:
+        """`sibling` of an open runner."""
+        raise NotImplementedError(f"{type(self).__name__} cannot be run by several threads")
 
     def close(self) -> None:
         """Free the model. Closing twice is allowed."""
@@ -194,6 +252,13 @@ class Target(ABC):
     """File suffixes that it opens."""
     width_multiple: ClassVar[int]
     """Widths that are multiples of this make full use of its matrix kernels."""
+
+    why_no_cuda_graph: ClassVar[str] = "this runtime launches no CUDA graphs"
+    """Where `with_cuda_graph` gives None."""
+
+    def with_cuda_graph(self) -> Target | None:
+        """The same target, launching a whole run as one CUDA graph; None where it cannot."""
+        return None
 
     @abstractmethod
     def check(self) -> None:

@@ -12,6 +12,7 @@ NVIDIA's modules (order of calls, pointers, freeing), not on a GPU.
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -28,6 +29,7 @@ from ampdeploy.device.engine.manifest import (
     check_plan_file,
     read_manifest,
 )
+from ampdeploy.device.engine.monitor import run_aside
 from ampdeploy.device.engine.refit import check_weights
 from ampdeploy.device.platform import DeviceFacts, device_facts
 from ampdeploy.errors import AmpDeployError, MissingDependencyError
@@ -41,6 +43,11 @@ class TrtRunner(Runner):
     `run` is host to host. `upload`, `run_device` and `download` are its three parts, so that a
     benchmark can time the GPU apart from the copies.
     """
+
+    compute_clock = (
+        "GPU: CUDA events around the engine, images and features on the device; where the GPU "
+        "waits for the host to launch, that counts"
+    )
 
     def __init__(self, loaded: LoadedEngine, *, cuda: cu.CudaApi, name: str) -> None:
         """Take over `loaded`, and allocate on the GPU what running it takes.
@@ -144,8 +151,19 @@ class TrtRunner(Runner):
     def _run_impl(self, images: np.ndarray) -> dict[str, np.ndarray]:
         with self._remember_failure():
             self._upload(images)
-            self._execute()
+            if self._timed:
+                self._execute_between_events()
+            else:
+                self._execute()
             return self._download()
+
+    def _compute_ms(self) -> float:
+        # `_download` has waited for both events.
+        with self._remember_failure():
+            return self._end.ms_since(self._start)
+
+    def _sibling_impl(self) -> TrtRunner:
+        return TrtRunner(_with_own_context(self._loaded), cuda=self._cuda, name=self.name)
 
     def _require_open(self) -> None:
         if self._closed:
@@ -203,13 +221,16 @@ class TrtRunner(Runner):
             raise self._refused("execute_async_v3")
 
     def _run_timed(self) -> float:
+        self._execute_between_events()
+        self._end.synchronize()
+        return self._end.ms_since(self._start)
+
+    def _execute_between_events(self) -> None:
         if self._loaded.capture and self._graph is None:
-            self._execute()
+            self._execute()  # also captures, which is not to be timed
         self._start.record(self._stream)
         self._execute()
         self._end.record(self._stream)
-        self._end.synchronize()
-        return self._end.ms_since(self._start)
 
     def _download(self) -> dict[str, np.ndarray]:
         wanted = [tensor for tensor in self._outputs if tensor.name in self.output_names]
@@ -244,6 +265,22 @@ class TrtRunner(Runner):
                 self._loaded.save_cache()
 
 
+def _with_own_context(loaded: LoadedEngine) -> LoadedEngine:
+    """The same engine with another execution context: contexts of one engine share its weights
+    and may run at the same time.
+    https://docs.nvidia.com/deeplearning/tensorrt/latest/performance/best-practices.html
+    """
+    loaded.save_cache()  # so that TensorRT-RTX need not compile the same kernels again
+    twin = copy.copy(loaded)  # holds runtime and engine too, so either may be closed first
+    twin.context = run_aside(twin._make_context)
+    if twin.context is None:
+        raise AmpDeployError(
+            "TensorRT makes no second execution context for an engine, mostly for want of GPU "
+            f"memory. {loaded.logger.explain()} Free some."
+        )
+    return twin
+
+
 class TrtTarget(Target):
     """TensorRT 10 and 11 on an NVIDIA GPU, Jetson among them."""
 
@@ -260,8 +297,11 @@ class TrtTarget(Target):
         """
         self._cuda_graph = cuda_graph
 
+    def with_cuda_graph(self) -> TrtTarget:
+        return type(self)(cuda_graph=True)
+
     def check(self) -> None:
-        facts = device_facts()
+        facts = device_facts(free_memory=False)
         if facts.gpu is None:
             raise MissingDependencyError(
                 f"target {self.name} runs engines on an NVIDIA GPU, and this machine has none "
@@ -286,7 +326,7 @@ class TrtTarget(Target):
                 neither in it nor beside it.
         """
         manifest = read_manifest(artifact)
-        facts = device_facts()
+        facts = device_facts(free_memory=False)
         # Importing TensorRT can take seconds on a Jetson, and most of what can be wrong is known
         # without it: all but its version, for which the engine's own stands in this once.
         check_fits(manifest, facts, manifest.tensorrt_version, self.name)

@@ -7,15 +7,18 @@ import collections
 import numpy as np
 import pytest
 
-from ampdeploy.bench import latency
+from ampdeploy.bench import latency, turns
+from ampdeploy.bench.intervals import ratio_of_rates, student_t
 from ampdeploy.bench.latency import (
     make_batches,
+    measure_clocks,
     measure_interleaved,
     ratio_of_medians,
     summarise,
-    windows_agree,
 )
+from ampdeploy.bench.turns import windows_agree
 from ampdeploy.errors import ConfigError, DataError
+from ampdeploy.targets import base
 from ampdeploy.targets.base import Runner
 
 SIZE = 4
@@ -66,11 +69,10 @@ def test_calls_interleave_and_alternate_and_rotate_buffers(count):
         assert set(orders.values()) == {len(buffers)}
 
 
-def test_counts_and_throughput_follow_from_the_samples():
+def test_counts_follow_from_the_samples():
     result, _ = measure(6, batch_size=3)
     assert result.baseline.n == result.pruned.n == result.timing.pairs >= 12
     assert not result.timing.capped
-    assert result.throughput_img_s["pruned"] == pytest.approx(3000 / result.pruned.mean)
     assert 0 < result.baseline.min <= result.baseline.p50 <= result.baseline.p90
     assert result.baseline.p90 <= result.baseline.max
 
@@ -109,7 +111,8 @@ class CostlyRunner(Runner):
 @pytest.fixture
 def clock(monkeypatch):
     made = Clock()
-    monkeypatch.setattr(latency, "time", made)
+    for module in (turns, base):
+        monkeypatch.setattr(module, "time", made)
     return made
 
 
@@ -118,12 +121,54 @@ def test_known_costs_are_measured_exactly(clock):
     result = measure_interleaved(runners, pictures(4), batch_size=2, min_runs=10, max_seconds=2.8)
     assert (result.baseline.p50, result.pruned.p50) == (40, 30)
     assert (result.ratio.value, result.ratio.ci95_low, result.ratio.ci95_high) == (0.75, 0.75, 0.75)
-    assert result.throughput_img_s == {"baseline": 50, "pruned": pytest.approx(2000 / 30)}
     # Three windows of three pairs of 70 ms settle; then 2.8 s hold 40 pairs.
     assert (result.timing.warmup_pairs, result.timing.warmup_stable) == (9, True)
     assert result.timing.warmup_seconds == pytest.approx(0.63)
     assert (result.timing.pairs, result.timing.capped) == (40, False)
     assert result.timing.seconds == pytest.approx(2.8)
+
+
+class DeviceRunner(CostlyRunner):
+    """Spends all but `copies_ms` of each call on the device, which has a clock of its own."""
+
+    compute_clock = "the device's"
+
+    def __init__(self, clock: Clock, first_ms: float, copies_ms: float) -> None:
+        super().__init__(clock, first_ms)
+        self._copies_ms = copies_ms
+        self.asked: list[bool] = []
+
+    def _run_impl(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        self.asked.append(self._timed)
+        return super()._run_impl(images)
+
+    def _compute_ms(self) -> float:
+        self._clock.now_ns += 10**9  # reading the device's clock is no part of the call
+        return self._ms - self._copies_ms
+
+
+def test_both_clocks_are_read_in_the_same_calls(clock):
+    runners = {"baseline": DeviceRunner(clock, 40, 10), "pruned": DeviceRunner(clock, 30, 15)}
+    found = measure_clocks(runners, pictures(4), batch_size=2, min_runs=10, max_seconds=2)
+    whole, compute = found.end_to_end, found.compute
+    assert compute is not None
+    assert (whole.baseline.p50, whole.pruned.p50) == (40, 30)
+    assert (compute.baseline.p50, compute.pruned.p50) == (30, 15)
+    assert (whole.ratio.value, compute.ratio.value) == (0.75, 0.5)
+    assert compute.timing.pairs == whole.timing.pairs == whole.baseline.n == compute.pruned.n
+    assert "end to end" in whole.timing.clock
+    assert compute.timing.clock == "the device's"
+    runner = runners["baseline"]
+    assert all(runner.asked)
+    runner.run(pictures(1))
+    assert runner.asked[-1] is False  # nobody asked for the time of a plain run
+
+
+def test_clocks_of_different_kinds_are_not_compared(clock):
+    runners = {"baseline": DeviceRunner(clock, 40, 10), "pruned": CostlyRunner(clock, 30)}
+    found = measure_clocks(runners, pictures(4), batch_size=2, min_runs=10, max_seconds=2)
+    assert found.compute is None
+    assert (found.end_to_end.baseline.p50, found.end_to_end.pruned.p50) == (40, 30)
 
 
 def test_min_runs_are_made_beyond_max_seconds(clock):
@@ -215,6 +260,37 @@ def test_interval_is_the_same_for_the_same_seed():
     a, b = rng.normal(10, 1, 50), rng.normal(9, 1, 50)
     first, second = (ratio_of_medians(a, b, rng=np.random.default_rng(1)) for _ in range(2))
     assert first == second
+
+
+def test_ratio_of_rates_is_known_and_covers_the_truth():
+    same = ratio_of_rates(np.full(8, 100.0), np.full(8, 125.0))
+    assert (same.value, same.ci95_low, same.ci95_high) == pytest.approx((1.25, 1.25, 1.25))
+    # By hand: log ratios +-h around 0, whose standard deviation is h * sqrt(8 / 7).
+    h = 0.01
+    swing = np.exp(h * np.array([1, -1, 1, -1, 1, -1, 1, -1]))
+    found = ratio_of_rates(np.ones(8), swing)
+    assert found.value == pytest.approx(1)
+    assert np.log(found.ci95_high) == pytest.approx(2.364624 * h / np.sqrt(7), rel=1e-4)
+    few = ratio_of_rates(np.ones(3), swing[:3])
+    assert few.ci95_low is None
+    assert "3 windows" in few.why["ci95_low"]
+    hits = 0
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        drift = rng.normal(0, 0.3, 6)  # of the machine: it must cancel
+        logs = drift + rng.normal(0, 0.02, (2, 6))
+        ratio = ratio_of_rates(np.exp(logs[0]), 1.1 * np.exp(logs[1]))
+        hits += ratio.ci95_low <= 1.1 <= ratio.ci95_high
+    assert 181 <= hits <= 198  # 190 expected, standard deviation 3.1
+
+
+@pytest.mark.parametrize(
+    ("freedom", "quantile"), [(3, 3.182446), (7, 2.364624), (9, 2.262157), (30, 2.042272)]
+)
+def test_students_t(freedom, quantile):
+    assert student_t(freedom) == pytest.approx(quantile, rel=2e-3)
+    with pytest.raises(ValueError, match="2 degrees"):
+        student_t(2)
 
 
 def test_few_pairs_get_no_interval_but_a_reason():

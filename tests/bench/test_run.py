@@ -1,13 +1,18 @@
-"""Which batch sizes are timed: an engine takes those that it was built for, and no others."""
+"""All measurements of a pair; an engine is timed at the batch sizes that it was built for."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
+from ampdeploy.bench import run
+from ampdeploy.bench.result import BenchResult
 from ampdeploy.bench.run import measure_pair, sizes_to_time
 from ampdeploy.config import BenchConfig
 from ampdeploy.device.engine.manifest import ProfileFacts
+from ampdeploy.errors import AmpDeployError
+from ampdeploy.report.codec import from_plain, to_plain
+from ampdeploy.targets.ort import OrtTarget
 from tests.targets.onnx_samples import images, write_linear_model
 from tests.targets.test_tensorrt import write_engine
 
@@ -39,11 +44,65 @@ def test_engines_are_timed_at_what_they_take(tmp_path, batches, asked, timed, le
     assert set(why.values()) <= {f"the engine was built for batches of {takes}"}
 
 
-def test_graphs_are_timed_at_what_was_asked_for(tmp_path):
-    write_linear_model(tmp_path / "m.onnx")
-    config = BenchConfig(batch_sizes=(1, 3), min_runs=2, max_seconds=0.1, threads=1)
-    pair = (tmp_path / "m.onnx", tmp_path / "m.onnx")
-    found = measure_pair("ort", *pair, np.ascontiguousarray(images(4)), config)
-    assert set(found["latency"]) == {"1", "3"}
-    assert found["not_timed"] == {}
-    assert found["memory"]["pruned"]["batch_size"] == 3
+def measure(folder, **changes):
+    options = {"batch_sizes": (1, 3), "min_runs": 2, "max_seconds": 0.1, "threads": 1}
+    config = BenchConfig(**{**options, "throughput_seconds": 0.2, **changes})
+    write_linear_model(folder / "m.onnx")
+    pair = (folder / "m.onnx", folder / "m.onnx")
+    return measure_pair("ort", *pair, np.ascontiguousarray(images(4)), config)
+
+
+def test_every_clock_is_measured_at_every_size_that_was_asked_for(tmp_path):
+    found = measure(tmp_path)
+    assert found.not_timed == {}
+    assert found.memory["pruned"].batch_size == 3
+    for field in ("latency", "compute", "throughput"):
+        assert list(getattr(found, field)) == ["1", "3"], field
+    for size, whole in found.latency.items():
+        compute = found.compute[size]
+        assert compute.timing.pairs == whole.timing.pairs
+        assert "session.run" in compute.timing.clock
+        for role in ("baseline", "pruned"):
+            inside, outside = getattr(compute, role), getattr(whole, role)
+            # Of each call, so of every quantile of them.
+            assert all(a < b for a, b in zip(inside.quantiles, outside.quantiles, strict=True))
+    assert found.cuda_graph is None
+    assert "target ort" in found.why["cuda_graph"]
+    again = from_plain(BenchResult, to_plain(found), where="a test")
+    assert again == found
+
+
+def test_throughput_that_nobody_wants_is_null_with_the_reason(tmp_path):
+    found = measure(tmp_path, throughput_seconds=0, batch_sizes=(1,))
+    assert found.throughput is None
+    assert "0 seconds" in found.why["throughput"]
+
+
+class GraphTarget(OrtTarget):
+    """Stands in for a target with CUDA graphs; one whose graph fails raises when opened."""
+
+    def __init__(self, *, graph=False, fails=False):
+        self._graph, self._fails = graph, fails
+
+    def with_cuda_graph(self):
+        return GraphTarget(graph=True, fails=self._fails)
+
+    def _open_impl(self, artifact, *, threads):
+        if self._graph and self._fails:
+            raise AmpDeployError("an operator cannot be captured")
+        return super()._open_impl(artifact, threads=threads)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_cuda_graphs_are_a_measurement_of_their_own(tmp_path, monkeypatch, fails):
+    monkeypatch.setattr(run, "get_target", lambda name: GraphTarget(fails=fails))
+    found = measure(tmp_path, batch_sizes=(1,))
+    assert found.compute["1"].timing.clock.endswith("session.run")
+    if fails:
+        assert found.cuda_graph is None
+        assert "an operator cannot be captured" in found.why["cuda_graph"]
+        assert found.latency["1"].baseline.n >= 2
+    else:
+        graph = found.cuda_graph["1"]
+        assert graph.timing.clock.endswith("session.run; launched as one CUDA graph")
+        assert graph.baseline.n >= 2

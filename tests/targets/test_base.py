@@ -91,6 +91,44 @@ def test_any_number_of_images_runs_in_the_batches_that_there_are(batches, count,
             runner.run_all(images[:0])
 
 
+def test_a_runner_without_a_clock_of_its_device_says_so():
+    with MeanRunner() as runner:
+        took = runner.run_timed(ones(2, 3, SIZE, SIZE))
+        assert took.end_to_end_ms > 0
+        assert took.compute_ms is None
+        assert runner.why_no_compute_clock
+        with pytest.raises(AmpDeployError, match="dtype is float64"):
+            runner.run_timed(ones(2, 3, SIZE, SIZE, dtype=np.float64))
+        with pytest.raises(NotImplementedError, match="MeanRunner cannot be run by several"):
+            runner.sibling()
+    with pytest.raises(RuntimeError, match="closed"):
+        runner.sibling()
+    with pytest.raises(RuntimeError, match="closed"):
+        runner.run_timed(ones(2, 3, SIZE, SIZE))
+
+
+class ForgetfulRunner(MeanRunner):
+    """Promises a clock and has none."""
+
+    compute_clock = "promised"
+
+
+def test_a_clock_that_was_promised_must_exist():
+    with ForgetfulRunner() as runner, pytest.raises(NotImplementedError, match="ForgetfulRunner"):
+        runner.run_timed(ones(1, 3, SIZE, SIZE))
+
+
+@pytest.mark.parametrize("name", target_names())
+def test_only_tensorrt_launches_cuda_graphs(name):
+    target = get_target(name)
+    graphed = target.with_cuda_graph()
+    if name.startswith("trt"):
+        assert type(graphed) is type(target)
+    else:
+        assert graphed is None
+        assert "CUDA graph" in target.why_no_cuda_graph
+
+
 def test_leaving_the_block_closes_once_and_running_then_is_a_bug():
     with MeanRunner() as runner:
         pass

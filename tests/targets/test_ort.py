@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import onnxruntime
 import pytest
@@ -29,6 +31,33 @@ def test_model_without_patch_features(tmp_path):
     write_linear_model(tmp_path / "m.onnx", patches=False)
     with get_target("ort").open(tmp_path / "m.onnx") as runner:
         assert set(runner.run(images(1))) == {"features"} == set(runner.output_names)
+
+
+def test_the_runtimes_own_call_is_timed_inside_the_whole(tmp_path):
+    write_linear_model(tmp_path / "m.onnx", size=64)
+    with get_target("ort").open(tmp_path / "m.onnx", threads=1) as runner:
+        for _ in range(5):
+            took = runner.run_timed(images(4, size=64))
+            assert 0 < took.compute_ms < took.end_to_end_ms
+        assert runner.compute_clock.endswith("session.run")
+
+
+def test_siblings_compute_the_same_in_several_threads(tmp_path):
+    weight = write_linear_model(tmp_path / "m.onnx")
+    batches = [images(3, seed=seed) for seed in range(40)]
+    with get_target("ort").open(tmp_path / "m.onnx", threads=1) as runner:
+        with runner.sibling() as sibling, ThreadPoolExecutor(2) as threads:
+            halves = [
+                threads.submit(lambda r, b: [r.run(x)["features"] for x in b], *job)
+                for job in ((runner, batches[::2]), (sibling, batches[1::2]))
+            ]
+            found = [half.result() for half in halves]
+        with pytest.raises(RuntimeError, match="closed"):
+            sibling.run(images(1))
+        runner.run(images(1))  # closing a sibling leaves the session open
+    for outputs, inputs in zip(found, (batches[::2], batches[1::2]), strict=True):
+        for out, x in zip(outputs, inputs, strict=True):
+            np.testing.assert_allclose(out, x.reshape(3, -1) @ weight, rtol=1e-4, atol=1e-4)
 
 
 def test_static_batch_is_refused_by_us_not_by_the_runtime(tmp_path):

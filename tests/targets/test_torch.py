@@ -32,6 +32,29 @@ def test_checkpoint_gives_the_models_own_features(tmp_path, tiny_model):
     assert runner.output_names == tuple(out)
 
 
+def test_the_model_is_timed_inside_the_whole_and_shared_by_siblings(tmp_path, tiny_model):
+    path = tmp_path / "baseline.safetensors"
+    save_model(tiny_model, path)
+    x = images(2, size=tiny_model.spec.image_size)
+    with get_target("torch").open(path) as runner:
+        took = runner.run_timed(x)
+        assert 0 < took.compute_ms < took.end_to_end_ms
+        assert runner.compute_clock.startswith("host:")
+        with runner.sibling() as sibling:
+            np.testing.assert_array_equal(sibling.run(x)["features"], runner.run(x)["features"])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_cuda_events_time_the_model(tmp_path, tiny_model):
+    path = tmp_path / "baseline.safetensors"
+    save_model(tiny_model, path)
+    with get_target("torch-cuda").open(path) as runner:
+        for _ in range(3):
+            took = runner.run_timed(images(2, size=tiny_model.spec.image_size))
+        assert 0 < took.compute_ms < took.end_to_end_ms
+        assert runner.compute_clock.startswith("GPU:")
+
+
 def test_damaged_checkpoint_is_an_artifact_error(tmp_path):
     path = tmp_path / "slim.safetensors"
     path.write_bytes(b"not safetensors")

@@ -1,0 +1,101 @@
+"""Ratios of two models with 95% intervals that hold on a machine that drifts.
+
+How often they hold is measured in benchmarks/timing/coverage.py and repeat.py.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from ampdeploy.report.result import Interval
+
+MIN_FOR_INTERVAL = 10  # pairs: below, resampling the same few calls says nothing
+RESAMPLES = 2000
+RESAMPLE_CHUNK = 100  # resamples at once; bounds memory
+
+MIN_WINDOWS = 4  # of throughput: with fewer, Student's t explodes
+
+_Z = 1.959963984540054  # the normal distribution's 97.5th percentile
+
+
+def ratio_of_medians(
+    baseline_ms: np.ndarray, pruned_ms: np.ndarray, *, rng: np.random.Generator | None = None
+) -> Interval:
+    """Median(pruned) / median(baseline) with a bootstrap 95% interval.
+
+    Pairs are resampled together, in circular blocks of successive pairs: what disturbs one call
+    often disturbs the next, and resampling them one by one would give an interval that is too
+    narrow (Politis & Romano, 1992).
+
+    Args:
+        baseline_ms: (n,) timed calls in the order in which they ran, paired with `pruned_ms`.
+        pruned_ms: (n,)
+        rng: Draws the resamples; None: one with seed 0, so that the same times give the same.
+    """
+    rng = rng or np.random.default_rng(0)
+    value = float(np.median(pruned_ms) / np.median(baseline_ms))
+    n = len(baseline_ms)
+    if n < MIN_FOR_INTERVAL:
+        return _no_interval(
+            value, f"{n} pairs of timed calls; an interval needs {MIN_FOR_INTERVAL}"
+        )
+    length = block_pairs(n)
+    offsets = np.arange(length)
+    ratios: list[np.ndarray] = []
+    for _ in range(RESAMPLES // RESAMPLE_CHUNK):
+        starts = rng.integers(0, n, size=(RESAMPLE_CHUNK, -(-n // length), 1))
+        chosen = ((starts + offsets) % n).reshape(RESAMPLE_CHUNK, -1)[:, :n]
+        ratios.append(np.median(pruned_ms[chosen], axis=1) / np.median(baseline_ms[chosen], axis=1))
+    low, high = np.percentile(np.concatenate(ratios), [2.5, 97.5])
+    return Interval(value=value, ci95_low=float(low), ci95_high=float(high))
+
+
+def block_pairs(n: int) -> int:
+    """Successive pairs that are resampled together, of `n`: about n^(1/3)."""
+    return max(1, round(n ** (1 / 3)))
+
+
+def ratio_of_rates(baseline: np.ndarray, pruned: np.ndarray) -> Interval:
+    """Geometric mean of pruned / baseline over windows, with a 95% interval by Student's t.
+
+    Args:
+        baseline: (n,) rates, each of a window next to the same one of `pruned`.
+        pruned: (n,)
+    """
+    logs = np.log(pruned / baseline)
+    value = math.exp(float(logs.mean()))
+    if len(logs) < MIN_WINDOWS:
+        return _no_interval(
+            value, f"{len(logs)} windows of each model; an interval needs {MIN_WINDOWS}"
+        )
+    n = len(logs)
+    reach = math.exp(student_t(n - 1) * float(logs.std(ddof=1)) / math.sqrt(n))
+    return Interval(value=value, ci95_low=value / reach, ci95_high=value * reach)
+
+
+def _no_interval(value: float, reason: str) -> Interval:
+    why = {"ci95_low": reason, "ci95_high": reason}
+    return Interval(value=value, ci95_low=None, ci95_high=None, why=why)
+
+
+def student_t(freedom: int) -> float:
+    """The 97.5th percentile of Student's t, to 0.2% from 3 degrees of freedom on.
+
+    Cornish-Fisher expansion, Abramowitz & Stegun 26.7.5: numpy has no quantiles, and a device
+    needs no SciPy for this one.
+
+    Raises:
+        ValueError: Below 3, where the expansion is off.
+    """
+    if freedom < 3:
+        raise ValueError(f"{freedom} degrees of freedom; the expansion holds from 3 on")
+    z, v = _Z, freedom
+    return (
+        z
+        + (z**3 + z) / (4 * v)
+        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2)
+        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3)
+        + (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / (92160 * v**4)
+    )
