@@ -1,0 +1,159 @@
+"""Is the interval of a latency ratio honest? Real runs of real models, many times over.
+
+    python -m benchmarks.timing.repeat --images calib_data/val --state STATE_FOLDER \
+        --out benchmarks/results/timing_repeated.json
+
+A ViT-Ti/16 at 112 px with random weights (`--model`, `--image-size`) is exported twice: as
+published, and with MLPs that narrow that the published one does 5% more FLOPs. One run opens two
+files afresh and times them as `ampdeploy bench` does, only shorter (`--seconds` of timed pairs, on
+one thread). Runs alternate between
+
+- ``same``: two copies of the light model: the interval should contain 1.0 in about 95 of 100 runs
+  (so in 90 to 99 of them, 19 times out of 20);
+- ``heavier``: the light model against the one with 5% more work: the interval should lie above
+  1.0. What that work costs in time need not be 5%: the median ratio of all runs is given, and
+  whether each interval contains it. Runs are shorter than by default, so they tell less apart than
+  `ampdeploy bench` does in its 20 s.
+
+What no interval of one run can know is a difference between two loads of one file that lasts as
+long as they are open (their place in memory). In the summary, ``rms_error`` of `same` should be
+about a quarter of its ``median_width``; more is that difference, or other work on the machine.
+
+`--minutes` bounds a session; the same command then continues, because finished runs are kept in
+the state folder. Nothing in the result names the machine's folders. 100 runs of each take about
+ten minutes with the default of 2 s on a machine with nothing else to do; other work on it makes
+the intervals wider, not fewer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ampdeploy.artifacts import prepare_folder, read_json, sha256_json, write_json
+from ampdeploy.bench.host import host_facts, machine_identity
+from ampdeploy.bench.latency import BASELINE, PRUNED, measure_interleaved
+from ampdeploy.report.codec import to_plain
+from ampdeploy.targets.base import get_target
+from benchmarks.timing.models import Twins, make_twins
+
+SAME, HEAVIER = "same", "heavier"
+KINDS = (SAME, HEAVIER)
+MODEL, IMAGE_SIZE = "timm:vit_tiny_patch16_224", 112
+MIN_RUNS = 30  # the default of `ampdeploy bench`
+INTERVAL = ("ci95_low", "value", "ci95_high")
+
+
+def one_run(twins: Twins, kind: str, *, seconds: float, threads: int, seed: int) -> dict[str, Any]:
+    """Open both files and time them: the ratio with its interval, and what it was made from."""
+    target = get_target("ort")
+    other = twins.light if kind == SAME else twins.heavy
+    with (
+        target.open(twins.light, threads=threads) as light,
+        target.open(other, threads=threads) as second,
+    ):
+        found = measure_interleaved(
+            {BASELINE: light, PRUNED: second},
+            twins.images,
+            batch_size=1,
+            min_runs=MIN_RUNS,
+            max_seconds=seconds,
+            seed=seed,
+        )
+    ratio = to_plain(found.ratio)
+    return {
+        "kind": kind,
+        **{name: ratio[name] for name in INTERVAL},
+        "pairs": found.timing.pairs,
+        "p50_ms": [found.baseline.p50, found.pruned.p50],
+        "p90_ms": [found.baseline.p90, found.pruned.p90],
+        "warmup_stable": found.timing.warmup_stable,
+    }
+
+
+def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the finished runs say, per kind."""
+    found: dict[str, Any] = {}
+    for kind in KINDS:
+        low, value, high = (
+            np.array([row[name] for row in rows if row["kind"] == kind]) for name in INTERVAL
+        )
+        if not len(value):
+            continue
+        middle = float(np.median(value))
+        truth = 1.0 if kind == SAME else middle
+        found[kind] = {
+            "runs": len(value),
+            "median_ratio": middle,
+            "contains_1": int(np.sum((low <= 1.0) & (high >= 1.0))),
+            "contains_median_ratio": int(np.sum((low <= middle) & (high >= middle))),
+            "above_1": int(np.sum(low > 1.0)),
+            "below_1": int(np.sum(high < 1.0)),
+            "median_width": float(np.median(high - low)),
+            "rms_error": float(np.sqrt(np.mean((value - truth) ** 2))),
+            "unsettled_warm_ups": sum(
+                not row["warmup_stable"] for row in rows if row["kind"] == kind
+            ),
+        }
+    return found
+
+
+def main() -> int:
+    """Run what is missing, as long as there is time, and write what there is."""
+    parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
+    parser.add_argument("--images", type=Path, required=True)
+    parser.add_argument("--model", default=MODEL)
+    parser.add_argument("--image-size", type=int, default=IMAGE_SIZE)
+    parser.add_argument("--runs", type=int, default=100, help="of each kind")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of timed pairs in a run")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--minutes", type=float, help="stop after this long")
+    parser.add_argument("--state", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    started = time.monotonic()
+    settings = {
+        "model": options.model,
+        "image_size": options.image_size,
+        "seconds": options.seconds,
+        "threads": options.threads,
+        "machine": machine_identity(),
+    }
+    folder = options.state / sha256_json(settings)[:16]
+    prepare_folder(folder)
+    twins = make_twins(
+        options.model, folder, options.images, image_size=options.image_size, more=0.05
+    )
+    kept = folder / "runs.json"
+    rows: list[dict[str, Any]] = read_json(kept) if kept.is_file() else []
+    while len(rows) < len(KINDS) * options.runs:
+        if options.minutes and time.monotonic() - started > 60 * options.minutes:
+            print(f"out of time after {len(rows)} runs; the same command continues")
+            break
+        kind = KINDS[len(rows) % len(KINDS)]
+        rows.append(
+            one_run(twins, kind, seconds=options.seconds, threads=options.threads, seed=len(rows))
+        )
+        write_json(kept, rows)
+        low, value, high = (rows[-1][name] for name in INTERVAL)
+        print(f"{len(rows):4d} {kind:8s} {value:.4f} [{low:.4f}, {high:.4f}]", flush=True)
+    result = {
+        "host": host_facts(),
+        "settings": {name: value for name, value in settings.items() if name != "machine"},
+        "flops_ratio": twins.flops_ratio,
+        "summary": summary(rows),
+        "runs": rows,
+    }
+    write_json(options.out, result)
+    print(json.dumps(result["summary"], indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
