@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from ampdeploy.artifacts import Manifest, StageRecord
@@ -91,7 +91,7 @@ def rerun_config(folder: Path) -> BuildConfig:
 
 
 def require_current(
-    config: BuildConfig, stage_name: str, then: str, *, ignoring: str | None = None
+    config: BuildConfig, stage_name: str, then: str, *, ignoring: Collection[str] = ()
 ) -> None:
     """Check that what `stage_name` wrote is the run's present model, not an older one.
 
@@ -99,7 +99,7 @@ def require_current(
         config: Of the run, as `rerun_config` gives it.
         stage_name: The stage whose outputs are about to be used.
         then: The command that makes them, for the message.
-        ignoring: An output that may be missing or changed.
+        ignoring: Outputs that may be missing or changed.
 
     Raises:
         ArtifactError: It has not run, or something before it has changed since.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,7 @@ class Run:
         self.manifest = manifest
         self.folder = manifest.path.parent
         self._hashes: dict[str, str] = {}
+        self._said: set[str] = set()
 
     def save_config(self) -> None:
         """Make this build's config the run's. Called when something was done with it, so that a
@@ -64,6 +65,13 @@ class Run:
         self.manifest.data["config"] = stored(self.config)
         self.manifest.data["tool_version"] = ampdeploy.__version__
         self.manifest.save()
+
+    def once(self, reason: str) -> str:
+        """`reason` for a warning where it is new, and ``see above`` where one has given it."""
+        if reason in self._said:
+            return "see above"
+        self._said.add(reason)
+        return reason
 
     def path(self, artifact: str) -> Path:
         """Where an artifact lies."""
@@ -124,7 +132,7 @@ class Run:
             return True
         return record.inputs == inputs and _did_more(record.options, stage, self.config)
 
-    def is_current(self, stage: Stage, *, ignoring: str | None = None) -> bool:
+    def is_current(self, stage: Stage, *, ignoring: Collection[str] = ()) -> bool:
         """Whether what `stage` wrote belongs to this run's config and present artifacts.
 
         Unlike `is_done` it does not ask the outside world: a finished run stays usable where its
@@ -132,7 +140,7 @@ class Run:
 
         Args:
             stage: One of the plan.
-            ignoring: An output that may be missing or changed.
+            ignoring: Outputs that may be missing or changed.
         """
         record = self.manifest.stage(stage.name)
         if record is None or record.inputs != self.input_hashes(stage):
@@ -158,10 +166,10 @@ class Run:
             self.manifest.save()
         return there
 
-    def _outputs_stand(self, stage: Stage, ignoring: str | None = None) -> bool:
+    def _outputs_stand(self, stage: Stage, ignoring: Collection[str] = ()) -> bool:
         record = self.manifest.stage(stage.name)
         outputs = record.outputs if record else {}
-        return all(self.sha256(n) == digest for n, digest in outputs.items() if n != ignoring)
+        return all(self.sha256(n) == digest for n, digest in outputs.items() if n not in ignoring)
 
 
 def _lasting(options: dict[str, Any]) -> dict[str, Any]:
@@ -245,9 +253,17 @@ def read_or_new(config: BuildConfig) -> Manifest:
             )
         return Manifest.create(folder, model=config.model.name, tool_version=ampdeploy.__version__)
     manifest = Manifest.read(folder)
-    if manifest.model != config.model.name:
-        raise AmpDeployError(
-            f"--out {folder} holds a run of {manifest.model!r}, not of {config.model.name!r}. "
-            "Choose another --out, or delete that folder."
-        )
-    return manifest
+    if manifest.model == config.model.name:
+        return manifest
+    if _cost_nothing(manifest):
+        return Manifest.create(folder, model=config.model.name, tool_version=ampdeploy.__version__)
+    raise AmpDeployError(
+        f"--out {folder} holds a run of {manifest.model!r}, not of {config.model.name!r}. "
+        "Choose another --out, or delete that folder."
+    )
+
+
+def _cost_nothing(manifest: Manifest) -> bool:
+    """Whether all that a run did was to look at the images; as when its weights were refused."""
+    names = {entry.name for entry in manifest.path.parent.iterdir() if entry.name[0] != "."}
+    return set(manifest.data["stages"]) <= {"data"} and names == {artifacts.MANIFEST}

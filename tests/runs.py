@@ -17,7 +17,7 @@ CLASSES = 4
 # Small enough for seconds, large enough for every stage to do real work.
 OPTIONS = [
     "--calib-images", "16", "--micro-batch", "5", "--bench-batches", "1,2",
-    "--bench-seconds", "1", "--threads", "1",
+    "--bench-seconds", "1", "--energy-seconds", "0", "--threads", "1",
 ]  # fmt: skip
 CUT = 0.2
 DIVERGENCE = ("--params-cut", str(CUT))
@@ -73,7 +73,7 @@ def arguments(folder: Path, out: Path, *more: str, search: Sequence[str] = DIVER
 def prune_arguments(folder: Path, out: Path, *, search: Sequence[str] = DIVERGENCE) -> list[str]:
     """`ampdeploy prune` with the options of `arguments` that it has."""
     command = ["prune", *arguments(folder, out, search=search)[1:]]
-    for option in ("--bench-batches", "--bench-seconds", "--threads"):
+    for option in ("--bench-batches", "--bench-seconds", "--energy-seconds", "--threads"):
         position = command.index(option)
         del command[position : position + 2]
     return command

@@ -52,7 +52,8 @@ def finished(inputs, tmp_path_factory) -> Path:
 
 
 def test_the_run_directory_holds_the_contract(finished):
-    for name in (*DETERMINISTIC, artifacts.BENCH, artifacts.REPORT_JSON, artifacts.REPORT_MD):
+    views = (artifacts.REPORT_MD, artifacts.REPORT_HTML)
+    for name in (*DETERMINISTIC, artifacts.BENCH, artifacts.REPORT_JSON, *views):
         assert (finished / name).exists() == (name != artifacts.DISTILLED), name
     assert not list(finished.glob("*.tmp")) + list(finished.glob(".*.tmp"))
     manifest = Manifest.read(finished)
@@ -138,7 +139,12 @@ def test_the_report_is_complete(finished):
     assert set(report.baseline.latency_ms) == {"1", "2"}
     assert report.baseline.latency_ms["1"].n >= 30
     assert report.fidelity.images == 17
-    assert report.baseline.accuracy.keys() == {"knn_top1"}
+    assert report.baseline.accuracy.keys() == {
+        "knn_top1", "knn_k10_top1", "retrieval_recall1", "retrieval_map_r", "probe_top1",
+        "frozen_probe_top1",
+    }  # fmt: skip
+    assert report.tasks.keys() == report.ratio.accuracy_difference.keys()
+    assert report.tasks.keys() == report.baseline.accuracy.keys()
     assert report.weights.source.endswith("tiny.safetensors")
     text = (finished / artifacts.REPORT_MD).read_text()
     assert f"{report.fidelity.cosine_mean:.3f}"[:4] in text

@@ -11,6 +11,7 @@ from ampdeploy.report.result import Report
 
 # What a user opens first comes first.
 _WORTH_NAMING = (
+    artifacts.REPORT_HTML,
     artifacts.REPORT_MD,
     artifacts.REPORT_JSON,
     artifacts.ENGINE_PLAN,
@@ -40,10 +41,19 @@ def show_run(folder: Path, *, as_json: bool) -> None:
 
     Console().print(summary_table(report))
     from ampdeploy.pipeline import plan, rerun_config
+    from ampdeploy.stages.preflight import packs_bundle
 
     # Of this build: other things may lie in the folder, too.
-    ours = {name for stage in plan(rerun_config(folder)) for name in stage.writes}
+    config = rerun_config(folder)
+    ours = {name for stage in plan(config) for name in stage.writes}
     click.echo(f"\nWrote to {folder}:")
     for name in _WORTH_NAMING:
         if name in ours or name == artifacts.MANIFEST:
             click.echo(f"  {name:22} {(folder / name).stat().st_size / 1e6:8.2f} MB")
+    if not packs_bundle(config, "report"):
+        return
+    from ampdeploy.device.bundle.pack import bundle_path
+
+    bundle = bundle_path(folder)
+    size = sum(path.stat().st_size for path in bundle.iterdir()) / 1e6
+    click.echo(f"and the bundle for the device, {size:.2f} MB: {bundle}")

@@ -1,11 +1,12 @@
-"""The comparison table as text, shared by Markdown and the terminal."""
+"""The comparison table as text, shared by Markdown, HTML and the terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
-from ampdeploy.report.result import Fidelity, Interval, Measured, Report
+from ampdeploy.report.result import Dataset, Fidelity, Interval, Report
 
 NOT_MEASURED = "not measured"
 NOTHING = "–"
@@ -75,12 +76,22 @@ def batch_keys(report: Report) -> list[str]:
     return sorted(report.timing or {}, key=int)
 
 
-def _memory_label(batch_size: int | None) -> str:
-    return "Peak memory" if batch_size is None else f"Peak memory, batch {batch_size}"
+def images_per_second(value: float | None) -> str:
+    """A throughput."""
+    return NOT_MEASURED if value is None else f"{value:.1f} img/s"
+
+
+def joules(value: float | None) -> str:
+    """An energy, three digits."""
+    return NOT_MEASURED if value is None else f"{value:.3g} J"
 
 
 def comparison_rows(report: Report) -> list[Row]:
-    """Baseline against pruned against ratio: sizes, speed, memory, fidelity, accuracy."""
+    """Baseline against pruned against ratio: sizes, speed, memory, energy, fidelity, accuracy.
+
+    What every report is expected to have says so where it was not measured; the other lines are
+    left out then, and `left_out` has the reasons.
+    """
     base, slim, ratio = report.baseline, report.pruned, report.ratio
     return [
         Row(
@@ -101,56 +112,127 @@ def comparison_rows(report: Report) -> list[Row]:
             pruned=size(slim.file_bytes),
             ratio=times(ratio.file_bytes),
         ),
-        *_speed_rows(report),
+        *_latency_rows(report),
+        *_throughput_rows(report),
         Row(
             what=_memory_label(base.memory_batch_size),
             baseline=size(base.memory_bytes),
             pruned=size(slim.memory_bytes),
             ratio=times(ratio.memory),
         ),
-        Row(
-            what="Energy per image",
-            baseline=_joules(base),
-            pruned=_joules(slim),
-            ratio=NOTHING,
-        ),
+        *_energy_rows(report),
         *_fidelity_rows(report.fidelity),
         *_accuracy_rows(report),
     ]
 
 
-def _joules(model: Measured) -> str:
-    value = model.energy_j_per_image
-    return NOT_MEASURED if value is None else f"{value:.3g} J"
+# Field of `Ratios`, field of `Measured` -> the clock, in a line's name.
+CLOCKS = (
+    ("latency", "latency_ms", "Latency"),
+    ("compute", "compute_ms", "Device compute"),
+    ("cuda_graph_compute", "cuda_graph_compute_ms", "CUDA graph"),
+)
 
 
-def _speed_rows(report: Report) -> list[Row]:
-    base, slim, ratios = report.baseline, report.pruned, report.ratio.latency
-    if base.latency_ms is None or slim.latency_ms is None or ratios is None:
-        return [Row(what="Latency", baseline=NOT_MEASURED, pruned=NOT_MEASURED, ratio=NOT_MEASURED)]
+def measured_clocks(report: Report) -> list[tuple[str, dict[str, tuple[Any, Any]]]]:
+    """Clock -> batch size -> `LatencyStats` of baseline and pruned, of the clocks there are."""
+    found = []
+    for _, field, label in CLOCKS:
+        before, after = getattr(report.baseline, field), getattr(report.pruned, field)
+        if before is not None and after is not None:
+            shared = sorted(before.keys() & after.keys(), key=int)
+            found.append((label, {key: (before[key], after[key]) for key in shared}))
+    return found
+
+
+def datasets(report: Report) -> list[tuple[str, Dataset]]:
+    """Use -> images."""
+    data = report.data
+    found = [("calibration", data.calib), ("evaluation", data.eval)]
+    return found if data.bank is None else [*found, ("bank of labels", data.bank)]
+
+
+def packages(report: Report) -> dict[str, str]:
+    """Installed distribution -> version."""
+    return {name: v for name, v in (report.host.get("packages") or {}).items() if v}
+
+
+def left_out(report: Report) -> list[tuple[str, str]]:
+    """What `comparison_rows` has no line for, and why; things with one reason are together."""
+    ratio = report.ratio
+    missing = [
+        (label, ratio.why[name]) for name, _, label in CLOCKS[1:] if getattr(ratio, name) is None
+    ]
+    if ratio.throughput is None:
+        missing.append(("Throughput", ratio.why["throughput"]))
+    if ratio.energy is None:
+        missing.append(("Energy", ratio.why["energy"]))
+    if report.telemetry is None:
+        missing.append(("Clocks and temperatures", report.why["telemetry"]))
+    return [(", ".join(names), reason) for reason, names in by_reason(missing).items()]
+
+
+def by_reason(missing: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """(name, reason) -> reason with all its names, in order."""
+    together: dict[str, list[str]] = {}
+    for name, reason in missing:
+        together.setdefault(reason, []).append(name)
+    return together
+
+
+def _memory_label(batch_size: int | None) -> str:
+    return "Peak memory" if batch_size is None else f"Peak memory, batch {batch_size}"
+
+
+def _latency_rows(report: Report) -> list[Row]:
     rows = []
-    for key in batch_keys(report):
-        rows.append(
+    if report.ratio.latency is None:
+        rows.append(Row(what="Latency", baseline=NOT_MEASURED, pruned=NOT_MEASURED, ratio=NOTHING))
+    for ratio, field, label in CLOCKS:
+        before, after = getattr(report.baseline, field), getattr(report.pruned, field)
+        ratios = getattr(report.ratio, ratio)
+        if before is None or after is None or ratios is None:
+            continue
+        rows += [
             Row(
-                what=f"Latency p50, batch {key}",
-                baseline=milliseconds(base.latency_ms[key].p50),
-                pruned=milliseconds(slim.latency_ms[key].p50),
+                what=f"{label} p50, batch {key}",
+                baseline=milliseconds(before[key].p50),
+                pruned=milliseconds(after[key].p50),
                 ratio=interval(ratios[key]),
             )
-        )
-    if base.throughput_img_s is None or slim.throughput_img_s is None:
-        return rows
-    for key in batch_keys(report):
-        before, after = base.throughput_img_s[key], slim.throughput_img_s[key]
-        rows.append(
-            Row(
-                what=f"Throughput, batch {key}",
-                baseline=f"{before:.1f} img/s",
-                pruned=f"{after:.1f} img/s",
-                ratio=times(after / before),
-            )
-        )
+            for key in sorted(ratios, key=int)
+        ]
     return rows
+
+
+def _throughput_rows(report: Report) -> list[Row]:
+    before, after = report.baseline.throughput_img_s, report.pruned.throughput_img_s
+    ratios = report.ratio.throughput
+    if before is None or after is None or ratios is None:
+        return []
+    return [
+        Row(
+            what=f"Throughput, batch {key}",
+            baseline=images_per_second(before[key]),
+            pruned=images_per_second(after[key]),
+            ratio=interval(ratios[key]),
+        )
+        for key in sorted(ratios, key=int)
+    ]
+
+
+def _energy_rows(report: Report) -> list[Row]:
+    base, slim = report.baseline, report.pruned
+    if report.ratio.energy is None:
+        return []
+    return [
+        Row(
+            what="Energy per image",
+            baseline=joules(base.energy_j_per_image),
+            pruned=joules(slim.energy_j_per_image),
+            ratio=times(report.ratio.energy),
+        )
+    ]
 
 
 def _fidelity_rows(fidelity: Fidelity | None) -> list[Row]:
@@ -172,9 +254,7 @@ def _fidelity_rows(fidelity: Fidelity | None) -> list[Row]:
 def _accuracy_rows(report: Report) -> list[Row]:
     base, slim = report.baseline.accuracy, report.pruned.accuracy
     if base is None or slim is None:
-        return [
-            Row(what="Accuracy", baseline=NOT_MEASURED, pruned=NOT_MEASURED, ratio=NOT_MEASURED)
-        ]
+        return [Row(what="Accuracy", baseline=NOT_MEASURED, pruned=NOT_MEASURED, ratio=NOTHING)]
     differences = report.ratio.accuracy_difference or {}
     return [
         Row(

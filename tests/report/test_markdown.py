@@ -44,7 +44,9 @@ def test_first_table_is_the_comparison():
     assert rows["File size"] == ["88.3 MB", "66.2 MB", "0.750"]
     assert rows["Latency p50, batch 1"] == ["90 ms", "67.5 ms", "0.750 [0.741, 0.762]"]
     assert rows["Latency p50, batch 8"] == ["700 ms", "525 ms", "0.752 [0.740, 0.769]"]
-    assert rows["Throughput, batch 8"] == ["11.4 img/s", "15.2 img/s", "1.333"]
+    assert rows["Throughput, batch 8"] == ["11.4 img/s", "15.2 img/s", "1.330 [1.300, 1.360]"]
+    assert rows["Device compute p50, batch 1"] == ["89 ms", "66.8 ms", "0.748 [0.740, 0.757]"]
+    assert not any(name.startswith(("CUDA graph", "Energy")) for name in rows)
     assert rows["Peak memory, batch 8"] == ["240.0 MB", "180.0 MB", "0.750"]
     assert rows["Feature cosine, mean"][1] == "0.9871"
     assert rows["Feature cosine, p1"][1] == "0.9512"
@@ -54,8 +56,67 @@ def test_first_table_is_the_comparison():
     assert rows["Accuracy, knn_top1"] == ["57.0%", "56.5%", "-0.5 [-3.0, +2.0] pp"]
 
 
+def test_verdict_and_table_are_on_the_first_screen_and_the_rest_is_folded():
+    for report in (sample_report(), bare_report(), engine_report(), whole_report()):
+        lines = render_markdown(report).splitlines()
+        first_fold = lines.index("<details>")
+        assert first_fold < 50
+        assert lines[0] == f"# dinov2_s on {report.target}"
+        assert f"- {verdicts(report)[0]}" in lines[:first_fold]
+        assert "| | baseline | pruned | ratio [95% interval] |" in lines[:first_fold]
+        depth = 0
+        for before, line, after in zip(lines, lines[1:], [*lines[2:], ""], strict=False):
+            depth += {"<details>": 1, "</details>": -1}.get(line, 0)
+            assert depth in (0, 1)
+            if line.startswith("<summary>"):
+                # GitHub reads what follows as Markdown only after an empty line.
+                assert (before, after) == ("<details>", "")
+            if line.startswith("## "):
+                assert depth == 1
+        assert depth == 0
+
+
+def test_text_of_others_cannot_become_markup():
+    report = sample_report()
+    evil = "</details><img src=x>"
+    report = dataclasses.replace(
+        report,
+        weights=dataclasses.replace(report.weights, note=evil, source=evil),
+        host={**report.host, "cpu": evil},
+        why={**report.why, "engine": evil},
+    )
+    text = render_markdown(report)
+    assert evil not in text
+    assert text.count("&lt;/details>&lt;img src=x>") == 4
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "begins"),
+    [
+        (1.1, 1.3, "Throughput rises"),
+        (0.8, 0.9, "Throughput falls"),
+        (0.9, 1.1, "No measurable change in throughput"),
+    ],
+)
+def test_throughput_verdict(low, high, begins):
+    ratio = {"1": Interval(value=(low + high) / 2, ci95_low=low, ci95_high=high)}
+    found = verdicts(with_ratio(sample_report(), throughput=ratio))
+    assert sum(sentence.startswith(begins) for sentence in found) == 1
+
+
+def test_energy_verdict_and_row():
+    report = with_ratio(whole_report(), energy=0.8)
+    assert "An image takes 20.0% less energy." in verdicts(report)
+    rows = {row[0]: row[1:] for row in table_after(render_markdown(report), "# dinov2_s")}
+    assert rows["Energy per image"] == ["0.5 J", "0.5 J", "0.800"]
+    assert rows["CUDA graph p50, batch 8"][2] == "0.751 [0.739, 0.767]"
+    assert "Energy of the pruned: a meter, 4000 images of batch 8 in 30.0 s at 40.0 W" in (
+        render_markdown(report)
+    )
+
+
 def test_every_table_is_well_formed():
-    for report in (sample_report(), bare_report()):
+    for report in (sample_report(), bare_report(), engine_report(), whole_report()):
         text = render_markdown(report)
         lines = text.splitlines()
         blocks: list[list[str]] = [[]]
@@ -85,7 +146,9 @@ def test_everything_else_is_there():
         "1.50e-05",
         "1.000000",
     ]
-    assert table_after(text, "## How it was measured")[1][:3] == ["1", "baseline", "90 ms"]
+    timed = [row[:4] for row in table_after(text, "## How it was measured")]
+    assert timed[1] == ["Latency", "1", "baseline", "90 ms"]
+    assert timed[8] == ["Device compute", "8", "pruned", "518 ms"]
     assert ["CPU", "Example CPU | 3 GHz"] in table_after(text, "## Host")
     assert ["total", "102.5"] in table_after(text, "## Time")
     expected = (
@@ -100,8 +163,13 @@ def test_everything_else_is_there():
         "Warm-up 15 pairs in 3.2 s (settled), then 40 pairs in 20.3 s.",
         "Chance would share 2.0%",
         "310.0 MB (baseline) and 250.0 MB (pruned)",
-        f"`pruned.energy_j_per_image`: {NO_METER}",
-        "`pruned.latency_ms[1].p99`: 40 timed calls; p99 needs 500",
+        f"- {NO_METER}: `baseline.energy_j_per_image`, `baseline.energy`, `pruned.energy_j_per",
+        "- 40 timed calls; p99 needs 500: `baseline.latency_ms[1].p99`, `baseline.latency_ms[8]",
+        "Not measured: CUDA graph (it runs on the CPU); Energy (no energy meter on this machine).",
+        "Throughput at batch 8: 2 batches in flight; the models take turns, 10 windows of 0.5 s",
+        "40 samples in 41 s: power mode performance; throttled: never; other processes: 1.0%",
+        "| cpu clock | 2900 MHz | 3000 MHz | 3100 MHz |",
+        "| knn_top1 | DINOv2's k-NN: k = 20, temperature 0.07 | 256 | 420 | 30 | 3.3% |",
     )
     missing = [part for part in expected if part not in text]
     assert missing == []
@@ -111,12 +179,13 @@ def test_everything_else_is_there():
 def test_nulls_come_with_their_reason():
     text = render_markdown(bare_report())
     rows = {row[0]: row[1:] for row in table_after(text, "# dinov2_s")}
-    assert rows["Latency"] == ["not measured"] * 3
+    assert rows["Latency"] == ["not measured", "not measured", "–"]
     assert rows["Fidelity"][1] == "not measured"
     assert "Latency was not measured: no reason but this test." in text
     assert "Not verified: no reason but this test." in text
+    names = text.split("- no reason but this test: ")[1].split("\n")[0]
     for name in ("baseline.memory_bytes", "pruned.accuracy", "ratio.latency", "fidelity"):
-        assert f"- `{name}`: no reason but this test" in text
+        assert f"`{name}`" in names
 
 
 def test_precision_and_engines_are_shown():
@@ -142,7 +211,7 @@ def test_an_engine_that_was_not_tested_is_called_so():
     text = render_markdown(engine_report(engine={"baseline": whole, "pruned": untested}))
     assert "The pruned engine is not tested: no GPU here." in text
     assert "The baseline engine was run on 16 images" in text
-    assert "- `engine[pruned].test`: no GPU here" in text
+    assert "- no GPU here: `engine[pruned].test`" in text
 
 
 def test_batches_that_an_engine_does_not_take_are_named():
@@ -164,7 +233,7 @@ def test_nothing_missing_is_said_too():
     ],
 )
 def test_speed_verdict(low, value, high, begins):
-    sentence = speed_verdict("8", Interval(value=value, ci95_low=low, ci95_high=high))
+    sentence = speed_verdict("8", Interval(value=value, ci95_low=low, ci95_high=high)).text
     assert sentence.startswith(begins)
     assert f"{value:.3f} [{low:.3f}, {high:.3f}]" in sentence
 
@@ -172,8 +241,8 @@ def test_speed_verdict(low, value, high, begins):
 def test_speed_without_interval_is_not_established():
     why = dict.fromkeys(("ci95_low", "ci95_high"), "4 pairs only")
     ratio = Interval(value=0.5, ci95_low=None, ci95_high=None, why=why)
-    assert speed_verdict("1", ratio).startswith("Speed at batch 1 is not established")
-    assert "4 pairs only" in speed_verdict("1", ratio)
+    assert speed_verdict("1", ratio).text.startswith("Speed at batch 1 is not established")
+    assert "4 pairs only" in speed_verdict("1", ratio).text
 
 
 def test_the_method_is_said_with_what_was_asked():
@@ -222,6 +291,29 @@ def test_accuracy_verdict(low, high, begins):
     assert sum(sentence.startswith(begins) for sentence in found) == 1
 
 
+def test_metrics_that_changed_alike_share_a_sentence():
+    lost = Interval(value=-0.02, ci95_low=-0.03, ci95_high=-0.01)
+    same = Interval(value=-0.01, ci95_low=-0.03, ci95_high=0.01)
+    changes = {"a": lost, "b": same, "c": lost}
+    found = verdicts(with_ratio(sample_report(), accuracy_difference=changes))
+    assert "Accuracy fell: a -2.0 [-3.0, -1.0] pp; c -2.0 [-3.0, -1.0] pp." in found
+    assert "No measurable change in accuracy: b -1.0 [-3.0, +1.0] pp." in found
+
+
+def test_unknown_telemetry_is_called_unknown():
+    seen = dataclasses.replace(
+        sample_report().telemetry,
+        power_mode=None,
+        throttled=None,
+        other_load=None,
+        why=dict.fromkeys(("power_mode", "throttled", "other_load"), "a VM"),
+    )
+    text = render_markdown(sample_report(telemetry=seen))
+    assert (
+        "mode unknown (a VM); throttled: unknown (a VM); other processes: unknown (a VM)." in text
+    )
+
+
 def test_size_and_memory_verdicts():
     found = verdicts(sample_report())
     assert found[0] == "25.0% fewer parameters, 25.0% fewer FLOPs, 25.0% smaller file."
@@ -236,9 +328,14 @@ def test_cautions():
     report = sample_report(
         timing={"1": timing(warmup_stable=False), "8": timing(capped=True, pairs=3)},
         fidelity=fidelity(images=32),
+        telemetry=dataclasses.replace(
+            sample_report().telemetry, throttled=("SW power cap",), other_load=0.4
+        ),
     )
     cautions = [sentence for sentence in verdicts(report) if sentence.startswith("Caution")]
-    assert len(cautions) == 3
+    assert len(cautions) == 5
+    assert "lowered while latency was measured (SW power cap)" in cautions[3]
+    assert "other processes took 40.0%" in cautions[4]
     assert "had not settled" in cautions[0]
     assert "after 3 pairs" in cautions[1]
     assert "32 images" in cautions[2]
@@ -251,3 +348,4 @@ def test_summary_table_shows_intervals_in_brackets():
     assert "0.750 [0.741, 0.762]" in text
     assert "ratio [95% interval]" in text
     assert "dinov2_s on ort" in text
+    assert "Not measured: CUDA graph (it runs on the CPU)" in text

@@ -1,0 +1,261 @@
+"""Comparing runs: ranks follow intervals, and what was measured differently is never ranked."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from ampdeploy.errors import ConfigError
+from ampdeploy.report.compare import (
+    compare,
+    not_comparable,
+    render_html,
+    render_markdown,
+    run_names,
+    to_plain,
+)
+from ampdeploy.report.result import Interval, Report
+from ampdeploy.report.terminal import comparison_notes, comparison_table
+from tests.report.samples import bare_report, fidelity, sample_report, timing, with_ratio
+from tests.report.test_html import Page
+from tests.report.test_markdown import table_after
+
+
+def entries(name, **reports: Report):
+    """The entries of one metric, by run."""
+    found = [metric for metric in compare(reports).metrics if metric.name == name]
+    assert len(found) == 1
+    return {entry.run: entry for entry in found[0].entries}
+
+
+def ranks(name, **reports: Report):
+    return {run: entry.rank for run, entry in entries(name, **reports).items()}
+
+
+def with_latency(low, value, high, **changes):
+    ratio = {"1": Interval(value=value, ci95_low=low, ci95_high=high)}
+    return with_ratio(sample_report(**changes), latency=ratio)
+
+
+def test_ranks_follow_intervals():
+    found = ranks(
+        "Latency ratio, batch 1",
+        a=with_latency(0.74, 0.75, 0.76),
+        b=with_latency(0.745, 0.755, 0.765),  # cannot be told from a
+        c=with_latency(0.80, 0.81, 0.82),
+        d=with_latency(0.60, 0.61, 0.62),
+    )
+    assert found == {"a": 2, "b": 2, "c": 4, "d": 1}
+
+
+def test_more_is_better_for_throughput_and_accuracy():
+    def report(low, high):
+        value = Interval(value=(low + high) / 2, ci95_low=low, ci95_high=high)
+        return with_ratio(
+            sample_report(), throughput={"1": value}, accuracy_difference={"knn_top1": value}
+        )
+
+    several = {"a": report(0.1, 0.2), "b": report(0.3, 0.4), "c": report(0.15, 0.35)}
+    for name in ("Throughput ratio, batch 1", "Accuracy difference, knn_top1"):
+        # c is not behind b: their intervals overlap.
+        assert ranks(name, **several) == {"a": 2, "b": 1, "c": 1}
+
+
+def test_milliseconds_are_shown_and_never_ranked():
+    found = entries("Latency p50, batch 1", a=sample_report(), b=sample_report())
+    assert [(e.shown, e.rank, e.comparable) for e in found.values()] == [
+        ("67.5 ms", None, True)
+    ] * 2
+
+
+def host(**changes):
+    return {"host": {**sample_report().host, **changes}}
+
+
+def data(role, sha256):
+    whole = sample_report().data
+    changed = dataclasses.replace(getattr(whole, role), sha256=sha256)
+    return {"data": dataclasses.replace(whole, **{role: changed})}
+
+
+def task(protocol):
+    whole = sample_report().tasks["knn_top1"]
+    return {"tasks": {"knn_top1": dataclasses.replace(whole, protocol=protocol)}}
+
+
+OTHERWISE = [
+    ("Latency ratio, batch 1", host(cpu="B"), "other CPU: B, not Example CPU | 3 GHz"),
+    ("Latency ratio, batch 1", host(cores_usable=8), "other number of usable cores: 8, not 2"),
+    ("Latency ratio, batch 1", host(gpus=[{"name": "H200"}]), "other GPU: H200, not none"),
+    ("Latency ratio, batch 1", host(board="Orin"), "other board: Orin, not unknown"),
+    ("Latency ratio, batch 1", {"threads": 4}, "other number of threads: 4, not 2"),
+    ("Latency ratio, batch 1", {"image_size": 518}, "other image size: 518, not 224"),
+    ("Latency ratio, batch 1", {"target": "torch"}, "other target: torch, not ort"),
+    ("Latency ratio, batch 1", {"model": "other"}, "other model: other, not dinov2_s"),
+    (
+        "Latency ratio, batch 1",
+        {"timing": {"1": timing(clock="CUDA events"), "8": timing()}},
+        "other clock: CUDA events, not end to end",
+    ),
+    ("Latency p50, batch 1", host(cpu="B"), "other CPU"),
+    ("Device compute ratio, batch 8", host(cpu="B"), "other CPU"),
+    (
+        "Throughput ratio, batch 1",
+        {
+            "throughput_timing": {
+                key: dataclasses.replace(value, in_flight=4)
+                for key, value in sample_report().throughput_timing.items()
+            }
+        },
+        "other number of batches in flight: 4, not 2",
+    ),
+    (
+        "Peak memory",
+        {"pruned": dataclasses.replace(sample_report().pruned, memory_batch_size=1)},
+        "other batch: 1, not 8",
+    ),
+    ("FLOPs per image", {"image_size": 518}, "other image size"),
+    ("File size", {"target": "trt"}, "other target: trt, not ort"),
+    ("Feature cosine, p1", data("eval", "9" * 64), "other evaluation images: 999999999999, not cc"),
+    ("Feature cosine, p1", {"judged_on": "torch"}, "other runtime that judged: torch, not ort"),
+    ("Accuracy difference, knn_top1", data("bank", "8" * 64), "other bank of labels: 8888"),
+    ("Accuracy, knn_top1", data("eval", "9" * 64), "other evaluation images"),
+    ("Accuracy difference, knn_top1", task("k = 10"), "other protocol: k = 10, not DINOv2's"),
+]
+
+
+@pytest.mark.parametrize(("name", "changes", "why"), OTHERWISE)
+def test_what_was_measured_otherwise_is_named_and_not_ranked(name, changes, why):
+    reports = {"a": sample_report(), "b": sample_report(**changes), "c": sample_report()}
+    found = entries(name, **reports)
+    assert found["b"].why.startswith(why)
+    assert not found["b"].comparable
+    assert found["b"].rank is None
+    assert found["b"].value is not None
+    # The others are as they would be without it.
+    both = entries(name, a=reports["a"], c=reports["c"])
+    assert {run: found[run] for run in ("a", "c")} == both
+    assert why in "; ".join(not_comparable(compare(reports))["b"])
+
+
+def test_a_remark_behind_the_protocol_is_no_other_protocol():
+    runs = {
+        "a": sample_report(**task("Probe. C = 1.")),
+        "b": sample_report(**task("Probe. C = 2.")),
+    }
+    assert set(ranks("Accuracy difference, knn_top1", **runs).values()) == {1}
+
+
+def test_the_other_host_does_not_touch_what_is_no_matter_of_hosts():
+    several = {"a": sample_report(), "b": sample_report(**host(cpu="B"))}
+    for name in ("Parameters", "Feature cosine, p1", "Accuracy difference, knn_top1"):
+        assert set(ranks(name, **several).values()) == {1}
+
+
+def test_what_is_missing_has_its_reason_and_the_next_run_is_the_reference():
+    found = entries("Latency ratio, batch 1", a=bare_report(), b=sample_report(), c=sample_report())
+    assert found["a"].value is None
+    assert found["a"].why == "no reason but this test"
+    assert (found["b"].rank, found["c"].rank) == (1, 1)
+
+
+def test_a_batch_that_one_engine_does_not_take():
+    one = sample_report()
+    ratio = one.ratio
+    few = dataclasses.replace(
+        with_ratio(one, latency={"1": ratio.latency["1"]}),
+        pruned=dataclasses.replace(one.pruned, latency_ms={"1": one.pruned.latency_ms["1"]}),
+        timing={"1": timing()},
+        not_timed={"8": "the engine was built for 1 to 4"},
+    )
+    found = entries("Latency ratio, batch 8", a=one, b=few)
+    assert found["b"].why == "the engine was built for 1 to 4"
+    assert found["a"].rank is None  # nothing to rank it with
+
+
+def test_names_are_as_long_as_they_must_be(tmp_path):
+    paths = [tmp_path / "x" / "demo", tmp_path / "y" / "demo"]
+    for path in paths:
+        path.mkdir(parents=True)
+    assert run_names(paths) == ["x/demo", "y/demo"]
+    assert run_names([paths[0], paths[1] / "report.json", Path("other.json")]) == [
+        f"{tmp_path.name}/x/demo".removeprefix(f"{tmp_path.name}/"),
+        "y/demo",
+        f"{Path.cwd().name}/other",
+    ]
+    with pytest.raises(ConfigError, match="given twice"):
+        run_names([paths[0], paths[0] / "report.json"])
+
+
+def several():
+    return compare(
+        {
+            "a": with_latency(0.74, 0.75, 0.76),
+            "b": with_latency(0.60, 0.61, 0.62, fidelity=fidelity(cosine_p1=0.8)),
+            "elsewhere": with_latency(0.5, 0.51, 0.52, **host(cpu="<B>")),
+        }
+    )
+
+
+def test_markdown():
+    text = render_markdown(several())
+    table = {row[0]: row[1:] for row in table_after(text, "# a, b, elsewhere")}
+    assert table[""] == ["a", "b", "elsewhere"]
+    assert table["Latency ratio, batch 1"] == [
+        "0.750 [0.740, 0.760] #2",
+        "**0.610 [0.600, 0.620]** #1",
+        "<i>0.510 [0.500, 0.520]</i> n/c",
+    ]
+    assert table["Parameters"] == ["16.54 M"] * 3  # equal, so none is best
+    assert "Energy per image" not in table
+    assert "elsewhere is not ranked there: other CPU: &lt;B>, not Example CPU | 3 GHz" in text
+    assert "- no energy meter on this machine: Energy per image (a), Energy per image (b)" in text
+
+
+def test_html_draws_only_what_is_comparable():
+    text = render_html(several())
+    page = Page(text)
+    assert "0.510 [0.500, 0.520] n/c" in page.text
+    assert "0.610 [0.600, 0.620] #1" in page.text
+    assert not re_search_network(text)
+    latency = text.split("Latency ratio, batch 1 by share of parameters")[1].split("</svg>")[0]
+    assert "elsewhere" not in latency
+    # A cosine is no matter of the CPU.
+    cosine = text.split("Feature cosine, p1 by share of parameters")[1].split("</svg>")[0]
+    assert "elsewhere" in cosine
+
+
+def re_search_network(text):
+    return [part for part in ("http:", "https:", "url(", "<script") if part in text]
+
+
+def test_terminal():
+    out = io.StringIO()
+    Console(file=out, width=160, force_terminal=False).print(comparison_table(several()))
+    text = out.getvalue()
+    assert "0.610 [0.600, 0.620] #1" in text
+    assert "0.510 [0.500, 0.520] n/c" in text
+    notes = "\n".join(comparison_notes(several()))
+    assert "n/c elsewhere: not comparable with a: other CPU: <B>" in notes
+
+
+def test_json_has_every_number():
+    plain = json.loads(json.dumps(to_plain(several()), allow_nan=False))
+    metric = next(m for m in plain["metrics"] if m["name"] == "Latency ratio, batch 1")
+    assert metric["better"] == "lower"
+    assert metric["entries"][1] == {
+        "run": "b",
+        "value": 0.61,
+        "ci95_low": 0.6,
+        "ci95_high": 0.62,
+        "shown": "0.610 [0.600, 0.620]",
+        "rank": 1,
+        "why": None,
+        "comparable": True,
+    }
+    assert metric["entries"][2]["comparable"] is False
