@@ -1,0 +1,211 @@
+"""A measured value, and what a rule makes of it.
+
+Decisions are made on intervals. The whole 95% interval on the right side of the limit passes, the
+whole of it on the wrong side fails, and a limit inside the interval is undecided: the measurement
+is too coarse to tell. A value that has no interval decides by itself, and the finding says so.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import Enum
+
+from ampdeploy.errors import ArtifactError
+from ampdeploy.gate.units import Unit
+from ampdeploy.report.result import Interval
+
+# Beyond this many samples nobody measures: the value lies on the limit for all that can be told.
+MOST_SAMPLES = 1_000_000
+
+EXACT = "exact"
+POINT = "point value, no interval"
+
+
+class Status(str, Enum):
+    """What became of a rule."""
+
+    PASS = "pass"
+    FAIL = "fail"
+    UNDECIDED = "undecided"
+    NOT_MEASURED = "not measured"
+    SKIPPED = "skipped"
+    """Neither report of a comparison has the number, and nobody asked for it by name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Value:
+    """A number that a rule is about, or why there is none."""
+
+    number: float | None
+    low: float | None = None
+    """Of the 95% interval."""
+    high: float | None = None
+    note: str = ""
+    """Why there is no number, or no interval."""
+    broken: bool = False
+    """It should have an interval and has none, so that it decides nothing."""
+    samples: int | None = None
+    sample: str = ""
+    """What there are so many of, e.g. ``pairs of calls``."""
+
+    @classmethod
+    def of(cls, interval: Interval, samples: int | None, sample: str) -> Value:
+        """A number of the report that comes with its interval."""
+        broken = interval.ci95_low is None or interval.ci95_high is None
+        return cls(
+            number=interval.value,
+            low=None if broken else interval.ci95_low,
+            high=None if broken else interval.ci95_high,
+            note=interval.why.get("ci95_low") or interval.why.get("ci95_high") or "",
+            broken=broken,
+            samples=samples,
+            sample=sample,
+        )
+
+    @classmethod
+    def missing(cls, why: str) -> Value:
+        """No number."""
+        return cls(number=None, note=why)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One rule on one value: a line of the output."""
+
+    rule: str
+    """With its limit, e.g. ``max-latency-ratio 0.75``."""
+    scope: str
+    """What of it, e.g. ``batch 8``; empty where there is one."""
+    status: Status
+    measured: str
+    reason: str
+    value: float | None = None
+    ci95_low: float | None = None
+    ci95_high: float | None = None
+    limit: float | None = None
+    samples: int | None = None
+    samples_to_settle: int | None = None
+    """Estimate; None: decided, or no number of samples would settle it."""
+
+    @property
+    def name(self) -> str:
+        """Rule and scope."""
+        return f"{self.rule}, {self.scope}" if self.scope else self.rule
+
+
+def decide(
+    rule: str, scope: str, value: Value, *, limit: float, at_most: bool, unit: Unit
+) -> Finding:
+    """Hold `value` against `limit`.
+
+    Args:
+        rule: As `Finding.rule`.
+        scope: As `Finding.scope`.
+        value: What was measured.
+        limit: In the units of `value`.
+        at_most: Whether the limit is the largest value allowed; else it is the smallest.
+        unit: How to show the numbers.
+
+    Raises:
+        ArtifactError: The numbers are none that can be measured: NaN, or ends in wrong order.
+    """
+    number = value.number
+    if number is None:
+        return Finding(
+            rule=rule,
+            scope=scope,
+            status=Status.NOT_MEASURED,
+            measured="–",
+            reason=value.note,
+            limit=limit,
+        )
+    low, high = _ends(value, number, rule)
+    status = _side(low, high, limit, at_most)
+    reason, settled = value.note, None
+    if value.broken:
+        status = Status.UNDECIDED
+        reason = f"no interval: {value.note}"
+    elif status is Status.UNDECIDED:
+        settled, advice = samples_to_settle(value, limit)
+        reason = f"the 95% interval contains the limit; {advice}"
+    elif value.low is not None:
+        reason = f"the whole 95% interval is {'within' if status is Status.PASS else 'beyond'} it"
+    return Finding(
+        rule=rule,
+        scope=scope,
+        status=status,
+        measured=_shown(value, number, unit),
+        reason=reason,
+        value=number,
+        ci95_low=value.low,
+        ci95_high=value.high,
+        limit=limit,
+        samples=value.samples,
+        samples_to_settle=settled,
+    )
+
+
+def _ends(value: Value, number: float, rule: str) -> tuple[float, float]:
+    low = number if value.low is None else value.low
+    high = number if value.high is None else value.high
+    # NaN would compare false on either side and come out as whatever the code tests last.
+    if not all(map(math.isfinite, (number, low, high))) or low > high:
+        raise ArtifactError(
+            f"{rule}: the report says {number} [{low}, {high}], which no measurement gives. The "
+            "report is damaged; measure again."
+        )
+    return low, high
+
+
+def _side(low: float, high: float, limit: float, at_most: bool) -> Status:
+    if at_most:
+        inside, outside = high <= limit, low > limit
+    else:
+        inside, outside = low >= limit, high < limit
+    if inside:
+        return Status.PASS
+    return Status.FAIL if outside else Status.UNDECIDED
+
+
+def _shown(value: Value, number: float, unit: Unit) -> str:
+    if value.low is None or value.high is None:
+        return unit.show(number)
+    return f"{unit.show(number)} [{unit.show(value.low)}, {unit.show(value.high)}]"
+
+
+def samples_to_settle(value: Value, limit: float) -> tuple[int | None, str]:
+    """About how many samples would bring an interval clear of `limit`, and the same in words.
+
+    The width of an interval falls with 1/sqrt(n), so the end that reaches over the limit gets to
+    it at n * (its distance from the value / the limit's distance from the value)^2. An estimate:
+    it takes the value to stay where it is, which it will only about do.
+
+    Args:
+        value: With an interval that contains `limit`.
+        limit: In the same units.
+    """
+    assert value.number is not None
+    assert value.low is not None
+    assert value.high is not None
+    gap = limit - value.number
+    reach = (value.high if gap > 0 else value.low) - value.number
+    if value.samples is None:
+        return None, "more samples would narrow it"
+    needed = value.samples * (reach / gap) ** 2 if gap else math.inf
+    if needed > MOST_SAMPLES:
+        return None, (
+            f"to settle it would take more than a million {value.sample} ({value.samples} now): "
+            "the value is practically at the limit"
+        )
+    needed = max(math.ceil(needed), value.samples + 1)
+    return (
+        needed,
+        f"about {_round(needed)} {value.sample} would settle it ({value.samples} now; an estimate)",
+    )
+
+
+def _round(count: int) -> str:
+    """Two significant digits, upwards: it is an estimate."""
+    digits = max(0, len(str(count)) - 2)
+    return f"{math.ceil(count / 10**digits) * 10**digits:,}".replace(",", " ")
