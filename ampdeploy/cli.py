@@ -28,6 +28,8 @@ VERBS = {
     "eval": "Accuracy and fidelity of a run or an artifact on any image folder.",
     "bench": "Latency and memory of an artifact against a baseline, interleaved.",
     "report": "Render a run's report.json as Markdown or as a table.",
+    "gate": "Hold a report against limits, and exit 3 if it breaks one.",
+    "explain": "Why a pruned model is, or is not, as much faster as its FLOPs say.",
     "bundle": "Pack a run for the device that builds its own engine.",
     "inspect": "Parameters, FLOPs and widths of a model or checkpoint, per block.",
     "models": "List the registered models.",

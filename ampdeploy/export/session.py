@@ -42,6 +42,7 @@ def open_session(
     threads: int | None = None,
     providers: tuple[str, ...] = (CPU,),
     optimise: bool = True,
+    profile_to: Path | None = None,
 ) -> onnxruntime.InferenceSession:
     """Load an ONNX file into ONNX Runtime, on exactly the providers asked for.
 
@@ -50,6 +51,8 @@ def open_session(
         threads: CPU threads inside one operator; None: ONNX Runtime's default.
         providers: Execution providers in order of preference. All must be in this build and load.
         optimise: Let ONNX Runtime rewrite the graph.
+        profile_to: Time every operator, until ``session.end_profiling()``, which writes a JSON file
+            whose path starts like this one and returns that path. It costs time itself.
 
     Raises:
         ArtifactError: The file is missing, is not ONNX, or is damaged.
@@ -71,6 +74,9 @@ def open_session(
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if threads is not None:
         options.intra_op_num_threads = threads
+    if profile_to is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile_to)
     if not optimise:
         options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:

@@ -16,11 +16,12 @@ from ampdeploy.models.registry import REGISTRY
 # The command line is a promise. Adding an option means adding it here, on purpose.
 OPTIONS = {
     "build": "--batch --bench-batches --bench-seconds --calib --calib-images "
-    "--compute-capability --criterion --device --distill-epochs --dry-run --engine "
-    "--engine-batch --entropy-threshold --eval --eval-images --flops-cut --image-size "
-    "--inv-temperature --json --memory-limit --micro-batch --min-cosine-p1 --min-width "
-    "--mlp-keep --model --no-resume --out --params-cut --portable --precision --quiet --repair "
-    "--resume --search --seed --strip-weights --target --threads --verbose --weights "
+    "--compute-capability --criterion --device --distill-epochs --dry-run --energy-seconds "
+    "--engine --engine-batch --entropy-threshold --eval --eval-images --flops-cut --head "
+    "--image-size --inv-temperature --json --memory-limit --micro-batch --min-cosine-p1 "
+    "--min-width --mlp-keep --model --no-resume --out --params-cut --portable --precision --quiet "
+    "--repair "
+    "--resume --search --seed --strip-weights --target --tasks --threads --verbose --weights "
     "--width-multiple -q -v",
     "prune": "--batch --calib --calib-images --criterion --device --dry-run --entropy-threshold "
     "--eval --eval-images --flops-cut --image-size --inv-temperature --json --micro-batch "
@@ -31,12 +32,22 @@ OPTIONS = {
     "export": "--json --max-relative-diff --opset --quiet --verbose -q -v run",
     "engine": "--json --memory-limit --no-compare --out --quiet --target --untested --verbose "
     "-q -v path",
-    "eval": "--baseline --images --json --labels --limit --no-labels --quiet --run --seed "
-    "--target --verbose -q -v artifact",
-    "bench": "--baseline --batches --images --json --min-runs --quiet --run --seconds --target "
-    "--threads --verbose -q -v artifact",
-    "report": "--json --markdown --quiet --update --verbose -q -v path",
+    "eval": "--baseline --head --images --json --labels --limit --no-labels --quiet --run --seed "
+    "--target --tasks --verbose -q -v artifact",
+    "bench": "--baseline --batches --energy-seconds --images --in-flight --inputs --json "
+    "--min-runs --quiet --run --seconds --target --threads --throughput-seconds --verbose "
+    "-q -v artifact",
+    "report": "--check --html --json --markdown --md --quiet --update --verbose -q -v paths",
+    "explain": "--baseline --batch --json --quiet --runs --threads --verbose -q -v path",
     "bundle": "--json --out --quiet --verbose -q -v run",
+    "gate": "--baseline-report --json --junit --markdown --max-accuracy-drop --max-compute-p50-ms "
+    "--max-compute-p99-ms --max-compute-ratio --max-cuda-graph-ratio --max-energy "
+    "--max-energy-ratio --max-file-ratio --max-file-size --max-flops --max-latency-ratio "
+    "--max-memory --max-memory-ratio --max-p50-ms --max-p90-ms --max-p99-ms --max-params "
+    "--max-regression --min-accuracy --min-cosine-mean --min-cosine-min --min-cosine-p1 "
+    "--min-flops-cut --min-knn-agreement --min-params-cut --min-patch-cosine-mean "
+    "--min-patch-cosine-p1 --min-throughput --min-throughput-ratio --quiet --regression-of "
+    "--require --rules --undecided --verbose -q -v path",
     "inspect": "--image-size --json --model --quiet --verbose -q -v checkpoint",
     "models": "--json --quiet --verbose -q -v",
     "doctor": "--json --quiet --verbose -q -v",
