@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ampdeploy.disk import file_limit, free_near, megabytes
 from ampdeploy.errors import AmpDeployError, ArtifactError
 
 SCHEMA_VERSION = 1
@@ -42,25 +43,39 @@ EVAL = "eval.json"
 BENCH = "bench.json"
 REPORT_JSON = "report.json"
 REPORT_MD = "report.md"
+REPORT_HTML = "report.html"
+REPORT_VIEWS = (REPORT_MD, REPORT_HTML)  # of report.json: written anew at any time
 
-# No space, quota used up, file size limit: the three ways a disk says it is full.
-_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# No space, quota used up: the two ways a disk says it is full.
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 @contextlib.contextmanager
-def explain_os_errors(path: Path) -> Iterator[None]:
+def explain_os_errors(path: Path, *, needed: int | None = None) -> Iterator[None]:
     """Turn the operating system's refusal to write `path` into an error that a user can act on.
 
+    Args:
+        path: What is written.
+        needed: Its bytes, where that is known.
+
     Raises:
-        AmpDeployError: Disk full, permission denied, read-only or vanished folder.
+        AmpDeployError: Disk full, file too large, permission denied, read-only or vanished folder.
     """
     try:
         yield
     except OSError as error:
+        size = "" if needed is None else f"It takes {megabytes(needed)}. "
         if error.errno in _DISK_FULL:
             raise AmpDeployError(
-                f"cannot write {path}: the disk is full ({error.strerror}). Nothing was left "
-                "half-written; free some space, or choose another --out, and run it again."
+                f"cannot write {path}: the disk is full ({error.strerror}{free_near(path)}). "
+                f"{size}Nothing was left half-written; free some space, or choose another --out, "
+                "and run it again."
+            ) from error
+        if error.errno == errno.EFBIG:
+            raise AmpDeployError(
+                f"cannot write {path}: a file may not be as large as that here{file_limit()}. "
+                f"{size}Nothing was left half-written; raise the limit (`ulimit -f`), or choose an "
+                "--out on a file system that takes larger files, and run it again."
             ) from error
         reason = error.strerror or str(error)
         raise AmpDeployError(
@@ -70,16 +85,20 @@ def explain_os_errors(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, *, needed: int | None = None) -> Iterator[Path]:
     """A temporary path in `path`'s folder, renamed to `path` when the block ends without error.
 
     A crash, Ctrl-C or a full disk leaves the old file, or no file, but never half of one.
+
+    Args:
+        path: The file to be.
+        needed: Its bytes, where that is known.
 
     Raises:
         AmpDeployError: The folder cannot be written, or the disk is full.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with explain_os_errors(path):
+    with explain_os_errors(path, needed=needed):
         try:
             yield temporary
             # Some libraries create private files; others must be able to read a model.
@@ -99,8 +118,9 @@ def _umask() -> int:
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` atomically."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    data = text.encode()
+    with atomic_path(path, needed=len(data)) as temporary:
+        temporary.write_bytes(data)
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -300,7 +320,7 @@ def scratch_folder(near: Path) -> Iterator[Path]:
 Writer = Callable[[Path], None]
 
 
-def write_with(path: Path, writer: Writer) -> None:
-    """Let `writer` fill a temporary file that then becomes `path`."""
-    with atomic_path(path) as temporary:
+def write_with(path: Path, writer: Writer, *, needed: int | None = None) -> None:
+    """Let `writer` fill a temporary file, of `needed` bytes if known, that then becomes `path`."""
+    with atomic_path(path, needed=needed) as temporary:
         writer(temporary)

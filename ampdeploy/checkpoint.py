@@ -69,7 +69,7 @@ def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str
             number = int(found.group(1))
             raise OSError(number, os.strerror(number), str(path)) from error
 
-    write_with(path, write)
+    write_with(path, write, needed=sum(tensor.nbytes for tensor in tensors.values()))
 
 
 def read_facts(path: Path) -> dict[str, Any]:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from ampdeploy import artifacts
 from ampdeploy.artifacts import Manifest, StageRecord, atomic_path, run_lock, write_json
+from ampdeploy.disk import megabytes
 from ampdeploy.errors import AmpDeployError, ArtifactError
 
 
@@ -31,7 +32,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     assert os.listdir(tmp_path) == ["a.json"]
 
 
-FULL_DISK = """
+LIMITED = """
 import resource, sys
 from pathlib import Path
 import torch
@@ -50,17 +51,44 @@ for write in (
 """
 
 
-def test_a_full_disk_is_a_user_error_and_leaves_the_old_file(tmp_path):
-    # A file size limit makes the same system calls fail as a full disk does.
+def test_a_limit_of_files_is_a_user_error_and_leaves_the_old_file(tmp_path):
     path = tmp_path / "model.safetensors"
     path.write_text("old")
     done = subprocess.run(
-        [sys.executable, "-c", FULL_DISK, str(path)], capture_output=True, text=True, check=True
+        [sys.executable, "-c", LIMITED, str(path)], capture_output=True, text=True, check=True
     )
-    assert done.stdout.count("the disk is full") == 2
+    said = "a file may not be as large as that here (the limit is 65.5 kB). It takes "
+    assert done.stdout.count(said) == done.stdout.count("ulimit -f") == 2
+    assert f"{said}1.0 MB" in done.stdout
+    assert f"{said}4.2 MB" in done.stdout
+    assert "disk is full" not in done.stdout
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["model.safetensors"]
-    assert resource.RLIMIT_FSIZE is not None
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.parametrize(
+    ("needed", "said"), [(None, "left). Nothing was"), (52_428_800, "left). It takes 52 MB. Noth")]
+)
+def test_a_full_disk_says_what_is_left_and_what_it_takes(tmp_path, needed, said):
+    path = tmp_path / "new" / "model.onnx"
+    with (
+        pytest.raises(
+            AmpDeployError, match=r"the disk is full \(No space.*, \d+ MB left"
+        ) as caught,
+        artifacts.explain_os_errors(path, needed=needed),
+        open("/dev/full", "wb", buffering=0) as full,
+    ):
+        full.write(b"x")
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("count", "said"),
+    [(12, "0.0 kB"), (52_000, "52.0 kB"), (999_999, "1.0 MB"), (3 * 10**9, "3000 MB")],
+)
+def test_amounts_as_people_read_them(count, said):
+    assert megabytes(count) == said
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):

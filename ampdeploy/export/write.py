@@ -46,13 +46,14 @@ def write_graph(
         AmpDeployError: The file cannot be written.
     """
     data = data_path(path)
-    if weight_bytes(model) <= single_file_limit:
-        with atomic_path(path) as temporary:
+    weights = weight_bytes(model)
+    if weights <= single_file_limit:
+        with atomic_path(path, needed=weights) as temporary:
             temporary.write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))
         data.unlink(missing_ok=True)  # of an earlier, larger model: nothing refers to it now
         return path.stat().st_size, False
     # The data file is renamed first: a graph without its weights must never be seen.
-    with atomic_path(path) as temporary, atomic_path(data) as temporary_data:
+    with atomic_path(path) as temporary, atomic_path(data, needed=weights) as temporary_data:
         ir.save(
             model,
             temporary,
