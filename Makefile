@@ -36,7 +36,9 @@ $(STAMP): pyproject.toml
 		{ echo "python -m venv failed; on Debian or Ubuntu: apt install python3-venv"; exit 1; }
 	$(BIN)/python -m pip install --quiet --upgrade pip
 # compat: a path entry, which a folder named ampdeploy in the working directory cannot shadow.
-	$(BIN)/python -m pip install --quiet --editable '.[dev]' --config-settings editable_mode=compat
+# setuptools says at length that this mode will go one day; whoever installs cannot do anything.
+	PYTHONWARNINGS='ignore:Compat editable installs' $(BIN)/python -m pip install --quiet \
+		--editable '.[dev]' --config-settings editable_mode=compat
 	@touch $@
 
 clean:

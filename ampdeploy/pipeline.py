@@ -44,7 +44,10 @@ def build(config: BuildConfig, *, until: str = "report") -> Run:
     """
     config = resolve_paths(config)
     require_build_host("ampdeploy build")
-    preflight(config, until=until)
+    expected = preflight(config, until=until)
+    if config.engine.when == "deferred":  # otherwise the stage that builds the engine says it
+        for note in expected.known_bugs:
+            log.warning("on the device: %s", note)
     with open_run(config) as run:
         stages = plan(config)
         for stage in _until(stages, until):

@@ -14,6 +14,7 @@ from ampdeploy.cli import main
 from ampdeploy.device.bundle.contents import read_bundle
 from ampdeploy.device.engine.manifest import check_plan_file, read_manifest
 from ampdeploy.device.platform import device_facts
+from ampdeploy.optional import available
 from ampdeploy.pipeline import rerun_config
 from ampdeploy.report.result import Report
 from tests import runs
@@ -107,6 +108,54 @@ def test_the_engine_does_not_open_here(finished, inputs, capsys):
     assert "this machine has no GPU that can be used" in capsys.readouterr().err
 
 
+@no_gpu
+def test_an_engine_that_does_not_run_here_is_not_timed_and_the_code_says_so(
+    finished, inputs, capsys
+):
+    plans = (str(finished / artifacts.ENGINE_PLAN), str(finished / artifacts.BASELINE_PLAN))
+    command = ["bench", plans[0], "--baseline", plans[1], "--images", str(inputs)]
+    assert main(command) == 4
+    shown = capsys.readouterr().err
+    assert "this machine has no GPU that can be used" in shown
+    assert "memory" not in shown
+
+
+@no_gpu
+def test_why_there_is_no_gpu_is_said_once(finished, inputs, tmp_path, capsys):
+    out = tmp_path / "again"
+    shutil.copytree(finished, out)
+    (out / artifacts.ENGINE_PLAN).unlink()
+    (out / artifacts.BENCH).unlink()
+    assert main(runs.arguments(inputs, out, "--target", "trt-rtx", *FINE)) == 0
+    shown = " ".join(capsys.readouterr().err.split())
+    reason = f"this machine runs no engine: {device_facts().problem.partition(': ')[0]}"
+    assert shown.count(f"the engines are not tested: {reason} ") == 1
+    assert shown.count(reason) == 1
+    assert "latency and memory are not measured: see above" in shown
+    assert device_facts().problem not in shown
+
+
+def test_the_batches_that_are_timed_follow_the_engine(inputs, tmp_path, capsys):
+    def command(*options):
+        words = runs.arguments(inputs, tmp_path / "run", "--dry-run", "--json", "-q", *options)
+        at = words.index("--bench-batches")
+        return [*words[:at], *words[at + 2 :]]
+
+    def timed(*options):
+        assert main(command(*options)) == 0
+        return json.loads(capsys.readouterr().out)["config"]["bench"]["batch_sizes"]
+
+    deferred = ("--target", "trt", "--engine", "deferred")
+    assert timed(*deferred) == timed("--target", "ort") == [1, 8]
+    assert timed(*deferred, "--engine-batch", "1,1,1") == [1]
+    assert timed(*deferred, "--engine-batch", "2,4,4") == [4]
+    # Nothing is timed with this engine, so what is asked for stands.
+    given = ("--engine-batch", "1,1,1", "--bench-batches", "1,8")
+    assert timed(*deferred, *given) == [1, 8]
+    assert main(command("--target", "trt-rtx", *given)) == 2
+    assert "batch sizes [8] are to be timed" in capsys.readouterr().err
+
+
 def test_a_deferred_build_has_everything_but_the_engine(deferred):
     names = {path.name for path in deferred.iterdir()}
     assert {artifacts.MODEL_FP16_ONNX, artifacts.BASELINE_FP16_ONNX} <= names
@@ -129,8 +178,60 @@ def test_without_tensorrt_a_build_stops_at_once_with_three_ways_on(inputs, tmp_p
     assert main(runs.arguments(inputs, out, "--target", "trt", *dry)) == 4
     message = capsys.readouterr().err
     for way in ("--engine deferred", "--target trt-rtx", "pip install"):
-        assert way in message
+        assert message.count(way) == 1
     assert not out.exists()
+
+
+@pytest.mark.skipif(available("tensorrt"), reason="TensorRT is here")
+@pytest.mark.parametrize("json_", [(), ("--json",)])
+def test_without_tensorrt_the_plan_is_shown_all_the_same(inputs, tmp_path, capsys, json_):
+    command = runs.arguments(inputs, tmp_path / "run", "--target", "trt", "--dry-run", *json_)
+    assert main(command) == 4
+    shown = capsys.readouterr()
+    assert "target trt needs the package 'tensorrt'" in shown.err
+    if json_:
+        found = json.loads(shown.out)
+        assert "engine" in [stage["name"] for stage in found["stages"]]
+        assert found["expected"]["missing"] in shown.err
+    else:
+        assert "  engine   would run" in shown.out
+        assert "M parameters" in shown.out
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(available("tensorrt"), reason="TensorRT is here")
+def test_the_ways_on_are_those_of_the_verb(deferred, inputs, tmp_path, capsys):
+    assert main(["engine", str(deferred), "-q"]) == 4
+    message = capsys.readouterr().err
+    assert f"ampdeploy bundle {deferred}" in message
+    assert "--engine deferred" not in message
+    # Up to the widths, nothing takes TensorRT.
+    prune = [*runs.prune_arguments(inputs, tmp_path / "run"), "--target", "trt", "--dry-run", *FINE]
+    assert main(prune) == 0
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        ("a,b,c", "Write it like 1,1,8."),
+        ("1,8", "that is 2 numbers, not 3"),
+        ("0,1,8", "the smallest batch is 0; it must be 1 or more"),
+        ("1,0,8", "the usual batch is 0"),
+        ("4,2,8", "the usual batch, 2, is below the smallest, 4"),
+        ("1,4,2", "the largest batch, 2, is below the usual, 4"),
+        # 3 x 160 x 160 numbers an image, of fewer than 2^31.
+        ("1,1,27963", "the largest batch is 27963, and at 160 px no engine takes more than 27962"),
+    ],
+)
+def test_a_profile_that_makes_no_sense_says_which_number(inputs, tmp_path, capsys, batch, message):
+    deferred = ("--target", "trt", "--engine", "deferred", "--engine-batch", batch, "--dry-run")
+    assert main(runs.arguments(inputs, tmp_path / "run", *deferred)) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_largest_batch_of_a_tensor_is_taken(inputs, tmp_path, capsys):
+    deferred = ("--target", "trt", "--engine", "deferred", "--engine-batch", "1,1,27962")
+    assert main(runs.arguments(inputs, tmp_path / "run", *deferred, "--dry-run")) == 0
 
 
 @pytest.mark.parametrize(
@@ -138,6 +239,12 @@ def test_without_tensorrt_a_build_stops_at_once_with_three_ways_on(inputs, tmp_p
     [
         (("--target", "ort", "--precision", "fp16"), "would compute in FP32 all the same"),
         (("--target", "ort", "--engine", "deferred"), "builds no engine"),
+        (
+            ("--target", "ort", "--strip-weights", "--engine-batch", "1,2,3", "--dry-run"),
+            "Leave --engine-batch, --strip-weights out",
+        ),
+        (("--target", "ort", "--portable", "version"), "Leave --portable out"),
+        (("--target", "ort", "--compute-capability", "8.9"), "Leave --compute-capability out"),
         (("--target", "trt-rtx", "--engine-batch", "4,2,8"), "smallest, usual and largest"),
         (("--target", "trt-rtx", "--engine-batch", "1,1,1"), "but the engine takes 1 to 1"),
         (("--target", "trt-rtx", "--portable", "anywhere"), "unknown portability"),

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from ampdeploy import optional
 from ampdeploy.errors import MissingDependencyError
-from ampdeploy.optional import install_line, is_jetson, missing_library, require
+from ampdeploy.optional import (
+    install_line,
+    is_jetson,
+    missing_library,
+    require,
+    require_build_host,
+)
 
 NOT_FOUND = "cannot open shared object file: No such file or directory"
 
@@ -64,6 +72,26 @@ def test_whatever_a_package_raises_is_an_error_of_that_package(tmp_path, monkeyp
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(MissingDependencyError, match="RuntimeError: built for another numpy"):
         require("raises_anything", needed_by="a test")
+
+
+def test_what_a_device_takes_brings_no_torch():
+    """The extra that has them is 6 GB."""
+    assert install_line("onnxruntime").startswith("pip install onnxruntime ")
+    assert install_line("PIL.Image") == "pip install pillow"
+    for module in ("torch", "timm", "onnx"):
+        assert install_line(module).startswith("pip install '.[cpu]'")
+
+
+def test_a_package_is_called_what_pip_calls_it(monkeypatch):
+    for module in ("PIL", "PIL.Image"):
+        monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
+    with pytest.raises(MissingDependencyError) as caught:
+        require("PIL.Image", needed_by="a test")
+    assert str(caught.value) == (
+        "a test needs the package 'pillow', which is not installed here. Run: pip install pillow"
+    )
+    with pytest.raises(MissingDependencyError, match=r"has no pillow\. Run: .*\.\[cpu\]"):
+        require_build_host("a test")
 
 
 def test_on_a_jetson_tensorrt_is_a_system_package(pc):

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import ast
+import json
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ampdeploy.cli import VERBS
 from tests.conftest import REPOSITORY
+from tests.targets.onnx_samples import images, write_linear_model
 
 HEAVY = ("torch", "torchvision", "timm", "onnx", "onnxscript", "onnxruntime", "safetensors", "PIL")
 
@@ -88,6 +91,23 @@ from ampdeploy.cli import main; sys.exit(main({arguments!r}))"""
     assert "pip install '.[cpu]' in a checkout of ampdeploy" in done.stderr
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_bench_with_prepared_images_needs_the_runtime_alone(tmp_path):
+    write_linear_model(tmp_path / "m.onnx")
+    np.savez(tmp_path / "goldens.npz", images=images(4))
+    files = [str(tmp_path / "m.onnx"), "--baseline", str(tmp_path / "m.onnx")]
+    arguments = [
+        "bench", *files, "--inputs", str(tmp_path / "goldens.npz"), "--batches", "1",
+        "--min-runs", "2", "--seconds", "0.1", "--throughput-seconds", "0.1", "--json",
+    ]  # fmt: skip
+    code = f"from ampdeploy.cli import main; sys.exit(main({arguments!r}))"
+    done = run(code, blocked=[name for name in HEAVY if name != "onnxruntime"])
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["latency"]["1"]["baseline"]["n"] >= 2
+    done = run(code)
+    assert done.returncode == 4, done.stderr
+    assert "onnxruntime" in done.stderr
 
 
 def test_models_and_doctor_work_on_a_plain_install():

@@ -13,7 +13,13 @@ import click
 from ampdeploy import __version__
 from ampdeploy.commands import common
 from ampdeploy.errors import AmpDeployError
-from ampdeploy.optional import BUILD_HOST_MODULES, require
+from ampdeploy.optional import (
+    BUILD_HOST_MODULES,
+    available,
+    distribution_of,
+    install_line,
+    require,
+)
 
 if TYPE_CHECKING:
     from ampdeploy.device.engine.flavour import Flavour
@@ -21,6 +27,12 @@ if TYPE_CHECKING:
 
 # What of a known bug's entry is reported.
 _BUG_KEYS = ("id", "certain", "patterns", "symptom", "workaround", "applies", "link")
+
+# Who needs the packages of a build host.
+BUILD_HOST_VERBS = (
+    "The verbs build, prune, distill, export, eval, explain, inspect and bundle need them, and "
+    "bench --images; a device, with engine and bench --inputs, does not."
+)
 
 RUNS = "run"
 BUILDS_AND_RUNS = "build and run"
@@ -68,6 +80,8 @@ def _facts() -> dict[str, Any]:
             "bugs": _bugs(device, {name: flavour for name, (flavour, _) in flavours.items()}),
         },
         "cuda": _cuda(),
+        "meters": _meters(device),
+        "sensors": _sensors(device),
     }
 
 
@@ -83,7 +97,8 @@ def _answer(question: Callable[[], Any]) -> tuple[Any, str | None]:
 
 
 def _module(name: str) -> dict[str, str | None]:
-    loaded, problem = _answer(lambda: require(name, needed_by="a build"))
+    needed_by = "target ort" if name == "onnxruntime" else "a build"
+    loaded, problem = _answer(lambda: require(name, needed_by=needed_by))
     version = None if loaded is None else str(getattr(loaded, "__version__", "?"))
     return {"version": version, "problem": problem}
 
@@ -186,6 +201,30 @@ def _cuda() -> bool | None:
         return None
 
 
+def _meters(device: DeviceFacts) -> dict[str, dict[str, str | None]]:
+    """Where energy would be read, or why it cannot be measured."""
+    from ampdeploy.bench.sensors.survey import survey_meter
+
+    found = {}
+    for name in ("cpu", "cuda"):
+        source: str | None = None
+        problem: str | None = f"no GPU can be used: {device.problem}"
+        if name == "cpu" or device.gpu is not None:
+            answer, unexpected = _answer(partial(survey_meter, name))
+            source, problem = answer or (None, unexpected)
+        found[name] = {"source": source, "problem": problem}
+    return found
+
+
+def _sensors(device: DeviceFacts) -> dict[str, dict[str, str | None]]:
+    """What can be watched while models are timed, or why it cannot."""
+    from ampdeploy.bench.sensors.survey import SENSORS, survey_sensors
+
+    seen, unexpected = _answer(partial(survey_sensors, "cpu" if device.gpu is None else "cuda"))
+    seen = seen or dict.fromkeys(SENSORS, (None, unexpected))
+    return {name: dict(zip(("seen", "why"), answer, strict=True)) for name, answer in seen.items()}
+
+
 def _print(facts: dict[str, Any]) -> None:
     host = facts["host"]
     click.echo(f"ampdeploy {facts['ampdeploy']}, Python {host['python']}, {host['os']}")
@@ -193,12 +232,11 @@ def _print(facts: dict[str, Any]) -> None:
     for line in _device_lines(facts["device"]):
         click.echo(line)
     click.echo()
-    _table("Packages:", [(name, *_state(state)) for name, state in facts["modules"].items()])
+    _table("Packages:", _package_rows(facts["modules"]))
     _table("TensorRT:", [(name, *_state(state)) for name, state in facts["tensorrt"].items()])
-    _table(
-        "Targets:",
-        [(name, able["do"], able["why"] or "") for name, able in facts["can"].items()],
-    )
+    _table("Targets:", _target_rows(facts["can"]))
+    _table("Energy of models on:", _able(facts["meters"]))
+    _table("Watched while timing:", _able(facts["sensors"]))
     known = facts["known_bugs"]
     if not known["bugs"]:
         click.echo("Known bugs: no TensorRT here, or none of this one on this GPU.")
@@ -210,6 +248,41 @@ def _print(facts: dict[str, Any]) -> None:
             f"  {bug['target']}: {' + '.join(bug['patterns'])} ({bug['tensorrt']}; {bug['gpus']}"
             f"{sure})\n    {bug['symptom']}\n    way out: {bug['workaround']}\n    {bug['link']}"
         )
+
+
+def _package_rows(modules: dict[str, dict[str, str | None]]) -> list[tuple[str, str, str]]:
+    """A row each; one for all that is not installed and only a build host needs."""
+    rows, missing = [], []
+    for name, state in modules.items():
+        if name in BUILD_HOST_MODULES and name != "onnxruntime" and not available(name):
+            missing.append(distribution_of(name))
+        else:
+            rows.append((distribution_of(name), *_state(state)))
+    if missing:
+        what = f"{', '.join(missing)}. {BUILD_HOST_VERBS} Run: {install_line('torch')}"
+        rows.append(("build host", "missing", what))
+    return rows
+
+
+def _target_rows(can: dict[str, dict[str, Any]]) -> list[tuple[str, str, str]]:
+    """A row each; one for targets of one runtime that fail alike."""
+    rows: dict[tuple[str, str], list[str]] = {}
+    for name, able in can.items():
+        why = able["why"] or ""
+        rows.setdefault((able["do"], why.replace(f"target {name} ", "", 1)), []).append(name)
+    return [
+        (", ".join(names), do, can[names[0]]["why"] or "" if len(names) == 1 else why)
+        for (do, why), names in rows.items()
+    ]
+
+
+def _able(states: dict[str, dict[str, str | None]]) -> list[tuple[str, str, str]]:
+    """Rows of what is there, each of two facts: what, or why not."""
+    rows = []
+    for name, state in states.items():
+        seen, why = state.values()
+        rows.append((name, "yes" if seen else "no", seen or why or ""))
+    return rows
 
 
 def _state(state: dict[str, str | None]) -> tuple[str, str]:

@@ -11,6 +11,7 @@ import click
 from ampdeploy import artifacts
 from ampdeploy.commands import common
 from ampdeploy.config import ENGINE_TARGETS
+from ampdeploy.config.build import sizes_to_time
 from ampdeploy.errors import ArtifactError, ConfigError
 
 if TYPE_CHECKING:
@@ -100,7 +101,10 @@ def _build_run(path: Path, json_: bool, memory_limit_bytes: int | None) -> None:
     engine = dataclasses.replace(config.engine, when="now")
     if memory_limit_bytes is not None:
         engine = dataclasses.replace(engine, memory_limit_bytes=memory_limit_bytes)
-    finished = build(dataclasses.replace(config, engine=engine), until="engine")
+    # While the engine was deferred, other sizes could be asked for.
+    sizes = sizes_to_time(config.bench.batch_sizes, config.target, engine)
+    bench = dataclasses.replace(config.bench, batch_sizes=sizes)
+    finished = build(dataclasses.replace(config, engine=engine, bench=bench), until="engine")
     plans = (artifacts.ENGINE_PLAN, artifacts.BASELINE_PLAN)
     facts = {name: artifacts.read_json(finished.path(name).with_suffix(".json")) for name in plans}
     if json_:
@@ -118,7 +122,7 @@ def _check(path: Path, json_: bool) -> None:
     from ampdeploy.device.install.installation import check_installation
     from ampdeploy.device.platform import device_facts
 
-    _show(path, check_installation(path, device_facts()), json_)
+    _show(path, check_installation(path, device_facts(free_memory=False)), json_)
 
 
 def _install(path: Path, json_: bool, *, no_compare: bool, **options: Any) -> None:
@@ -150,8 +154,9 @@ def _show(folder: Path, installation: Installation, json_: bool) -> None:
         )
         if tested.knn:
             click.echo(
-                f"k-NN on {tested.knn.images} images: {tested.knn.agreement:.0%} as in float32, "
-                f"{tested.knn.accuracy:.0%} right (unpruned {tested.knn.baseline_accuracy:.0%})"
+                f"k-NN of {tested.knn.images} images: {tested.knn.agreement:.0%} as in float32, "
+                f"{round(tested.knn.accuracy * tested.knn.images)} right (unpruned "
+                f"{round(tested.knn.baseline_accuracy * tested.knn.images)})"
             )
     if installation.comparison is None:
         click.echo(f"not compared with the unpruned model: {installation.why_no_comparison}")

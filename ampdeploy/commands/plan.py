@@ -3,21 +3,43 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 import click
 
 from ampdeploy.commands.common import print_json
 from ampdeploy.config import BuildConfig, to_json
+from ampdeploy.errors import MissingDependencyError
 from ampdeploy.optional import require_build_host
+
+if TYPE_CHECKING:
+    from ampdeploy.stages.preflight import Expected
 
 
 def print_plan(config: BuildConfig, *, as_json: bool, until: str = "report") -> None:
-    """Print each stage, whether it would run, and what it writes. Nothing is changed."""
-    require_build_host("ampdeploy build")
-    from ampdeploy.pipeline import status
-    from ampdeploy.stages.preflight import preflight
+    """Print each stage, whether it would run, and what it writes. Nothing is changed.
 
-    expected = preflight(config, until=until)
+    Raises:
+        AmpDeployError: The build would be refused.
+        MissingDependencyError: This machine lacks something for it; said after the plan.
+    """
+    require_build_host("ampdeploy build")
+    from ampdeploy.stages.preflight import look_ahead
+
+    expected = look_ahead(config, until=until)
+    try:
+        _print(config, expected, as_json=as_json, until=until)
+    except MissingDependencyError:
+        # Whether an engine that is there is still the right one takes its TensorRT to know.
+        if expected.missing is None:
+            raise
+    if expected.missing is not None:
+        raise MissingDependencyError(expected.missing)
+
+
+def _print(config: BuildConfig, expected: Expected, *, as_json: bool, until: str) -> None:
+    from ampdeploy.pipeline import status
+
     rows = status(config)
     names = [stage.name for stage, _ in rows]
     rows = rows[: names.index(until) + 1]

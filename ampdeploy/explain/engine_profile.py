@@ -113,7 +113,7 @@ def _compute_ms(dense: TrtRunner, slim: TrtRunner, runs: int) -> np.ndarray:
 
 def _attach(runner: TrtRunner) -> Any:
     """A profiler on the runner's context that keeps the layers of each call apart."""
-    loaded = runner._loaded
+    loaded = runner.loaded
 
     class Profiler(loaded.trt.IProfiler):  # type: ignore[name-defined]
         def __init__(self) -> None:
@@ -133,7 +133,7 @@ def _attach(runner: TrtRunner) -> Any:
 
 
 def _inspect(runner: TrtRunner) -> list[Layer]:
-    loaded = runner._loaded
+    loaded = runner.loaded
     inspector = loaded.engine.create_engine_inspector()
     inspector.execution_context = loaded.context
     text = inspector.get_engine_information(loaded.trt.LayerInformationFormat.JSON)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +17,7 @@ from ampdeploy.models.weight_file import WeightFile
 from ampdeploy.progress import log
 
 _MAX_LISTED = 20
+_MAX_PROBLEMS = 5  # who took the wrong file learns no more from the rest
 # Names of the image position embedding: timm's and Meta's, OpenAI's and OpenCLIP's.
 _POSITIONS = ("pos_embed", "visual.positional_embedding", "module.visual.positional_embedding")
 
@@ -78,8 +80,9 @@ def _convert(model: VisionModel, file: WeightFile, source: str) -> dict[str, Ten
     try:
         return dict(convert(dict(file.tensors), model.backbone))
     except Exception as error:  # timm indexes and reshapes foreign tensors unchecked
+        cause, _ = _cause(model, file, slim=False)
         raise WeightsError(
-            f"timm cannot convert {source} to {model.spec.timm_name}: "
+            f"timm cannot convert {source} to {model.spec.timm_name}{cause}: "
             f"{type(error).__name__}: {error}. The file holds "
             f"{_join(sorted(file.tensors))}, ...; is it a checkpoint of this model?"
         ) from error
@@ -121,22 +124,44 @@ def _drop_heads(
 def _does_not_fit(
     model: VisionModel, file: WeightFile, source: str, problems: list[str], *, slim: bool
 ) -> WeightsError:
-    more = len(problems) - _MAX_LISTED
-    lines = problems[:_MAX_LISTED] + ([f"... and {more} more"] if more > 0 else [])
-    if slim and file.ampdeploy is not None:
-        advice = (
-            "This is a slimmed model that ampdeploy wrote: its MLPs are narrower than the dense "
-            "model's. Use its run folder, or ampdeploy.load_slim(path); --weights takes dense "
-            "weights."
-        )
-    else:
-        advice = f"Are they weights of {model.spec.timm_name}?"
+    more = len(problems) - _MAX_PROBLEMS
+    lines = problems[:_MAX_PROBLEMS] + ([f"... and {more} more"] if more > 0 else [])
+    cause, advice = _cause(model, file, slim=slim)
     count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
     body = "\n".join(f"  {line}" for line in lines)
     return WeightsError(
-        f"weights {source} do not fit {model.spec.name} ({count}); nothing was loaded:\n"
+        f"weights {source} do not fit {model.spec.name}{cause} ({count}); nothing was loaded:\n"
         f"{body}\n{advice}"
     )
+
+
+def _cause(model: VisionModel, file: WeightFile, *, slim: bool) -> tuple[str, str]:
+    """Why weights do not fit, as far as the file says it, and what to do."""
+    name = model.spec.name
+    facts = _own_facts(file)
+    written = facts.get("model")
+    if facts and facts.get("kept", slim):
+        what = f"a slimmed {written}" if written else "a slimmed model"
+        return (
+            f": this file is {what} that ampdeploy wrote",
+            "Its MLPs are narrower than the dense model's. Use its run folder, or "
+            "ampdeploy.load_slim(path); --weights takes dense weights.",
+        )
+    if written and written != name:
+        return (
+            f": this file is {written}, not {name}",
+            f"Give --model {written}, or weights of {name}.",
+        )
+    return "", f"Are they weights of {model.spec.timm_name}?"
+
+
+def _own_facts(file: WeightFile) -> dict[str, Any]:
+    """What ampdeploy wrote into a checkpoint of its own; empty for any other file."""
+    try:
+        facts = json.loads(file.ampdeploy or "{}")
+    except ValueError:
+        return {}
+    return facts if isinstance(facts, dict) else {}
 
 
 def _resampled(file: WeightFile, fitted: dict[str, Tensor]) -> str:

@@ -105,6 +105,11 @@ class TrtRunner(Runner):
         return self._batch_range
 
     @property
+    def loaded(self) -> LoadedEngine:
+        """The engine and its context, to profile and inspect."""
+        return self._loaded
+
+    @property
     def activation_bytes(self) -> int | None:
         """GPU memory that the context takes for activations; None where TensorRT does not say."""
         size = getattr(self._loaded.engine, "device_memory_size_v2", None)
@@ -272,7 +277,7 @@ def _with_own_context(loaded: LoadedEngine) -> LoadedEngine:
     """
     loaded.save_cache()  # so that TensorRT-RTX need not compile the same kernels again
     twin = copy.copy(loaded)  # holds runtime and engine too, so either may be closed first
-    twin.context = run_aside(twin._make_context)
+    twin.context = run_aside(twin.make_context)
     if twin.context is None:
         raise AmpDeployError(
             "TensorRT makes no second execution context for an engine, mostly for want of GPU "

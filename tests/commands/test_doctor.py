@@ -81,6 +81,20 @@ def test_what_a_person_reads(capsys):
     assert "https://github.com/NVIDIA/TensorRT/issues/2781" in map(str.strip, shown.splitlines())
 
 
+def test_without_torch_a_device_is_told_once_and_that_it_needs_none(monkeypatch, capsys):
+    absent = ("torch", "torchvision", "timm", "safetensors", "PIL", "onnx", "onnxscript")
+    for name in absent:
+        monkeypatch.setitem(sys.modules, name, None)  # as if it were not installed
+    assert main(["doctor"]) == 0
+    words = " ".join(capsys.readouterr().out.split())
+    assert "torch, torchvision, timm, safetensors, pillow, onnx, onnxscript. The verbs" in words
+    assert "a device, with engine and bench --inputs, does not" in words
+    assert "torch, torch-cuda nothing needs the package 'torch'" in words
+    assert "PIL" not in words
+    # For the packages, and for the targets that are PyTorch itself.
+    assert words.count(".[cpu]") == 2
+
+
 BROKEN = {
     # The loader's real message: no machine has this library.
     "tensorrt": "import ctypes; ctypes.CDLL('libnvinfer.so.999')",
@@ -172,3 +186,46 @@ def test_a_jetson_is_shown_with_its_jetpack():
         "GPU: NVIDIA L4",
         "Jetson: JetPack of unknown version, L4T 99.1.0",
     ]
+
+
+def test_meters_and_sensors_of_this_machine_are_there_or_explained(capsys, gpu):
+    facts = facts_of(capsys)
+    assert set(facts["meters"]) == {"cpu", "cuda"}
+    for meter in facts["meters"].values():
+        assert (meter["source"] is None) != (meter["problem"] is None)
+    if gpu is None:
+        assert "no GPU can be used" in facts["meters"]["cuda"]["problem"]
+    assert list(facts["sensors"]) == ["clocks", "temperatures", "power mode", "throttling"]
+    for sensor in facts["sensors"].values():
+        assert (sensor["seen"] is None) != (sensor["why"] is None)
+    assert main(["doctor"]) == 0
+    shown = capsys.readouterr().out
+    for part in ("Energy of models on:", "cpu", "cuda", "Watched while timing:", "power mode"):
+        assert part in shown
+
+
+def test_a_meter_that_breaks_is_a_line_and_no_traceback(monkeypatch, capsys):
+    def broken(*arguments):
+        raise ZeroDivisionError("of a meter")
+
+    monkeypatch.setattr("ampdeploy.bench.sensors.survey.find_meter", broken)
+    monkeypatch.setattr("ampdeploy.bench.sensors.survey.Watch", broken)
+    facts = facts_of(capsys)
+    said = "unexpected ZeroDivisionError: of a meter"
+    assert facts["meters"]["cpu"] == {"source": None, "problem": said}
+    assert facts["sensors"]["clocks"] == {"seen": None, "why": said}
+
+
+def test_what_a_jetson_can_measure(monkeypatch, tmp_path):
+    from ampdeploy.bench.sensors import survey
+    from ampdeploy.bench.sensors.meter import RailMeter
+    from tests.bench.machines import plant
+
+    root = plant("orin_nx_nano", tmp_path)
+    monkeypatch.setattr(survey, "find_meter", lambda name: RailMeter(root))
+    found = doctor._meters(dataclasses.replace(device_facts(), gpu="Orin"))
+    assert found["cpu"] == found["cuda"]
+    assert found["cuda"]["problem"] is None
+    source = found["cuda"]["source"]
+    assert source.startswith("INA3221 VDD_IN (module)")
+    assert doctor._able(found)[1] == ("cuda", "yes", source)

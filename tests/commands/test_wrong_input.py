@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from ampdeploy.artifacts import Manifest
 from ampdeploy.cli import main
 from tests import runs
 from tests.conftest import TINY
@@ -241,6 +242,31 @@ def test_output_folders(inputs, tmp_path, capsys):
     assert sorted(os.listdir(tmp_path / "run")) == before
 
 
+def test_a_folder_in_which_only_images_were_chosen_is_free_for_another_model(
+    inputs, tmp_path, capsys
+):
+    """As when the weights were refused: nothing there cost anything."""
+    out = tmp_path / "out"
+    wrong = replaced(runs.prune_arguments(inputs, out), "--model", "dinov2_s")
+    fails(capsys, wrong, code=1, says="do not fit dinov2_s")
+    assert Manifest.read(out).model == "dinov2_s"
+    assert set(Manifest.read(out).data["stages"]) == {"data"}
+    # Where more lies there, of whatever build, it stays.
+    (out / "scores.safetensors").write_text("of a build whose record was lost")
+    right = runs.prune_arguments(inputs, out)
+    fails(capsys, right, code=1, says="holds a run of 'dinov2_s'")
+    (out / "scores.safetensors").unlink()
+    assert main([*right, "-q"]) == 0
+    assert Manifest.read(out).model == TINY
+
+
+def test_one_image_is_one_image(inputs, tmp_path, capsys):
+    (tmp_path / "one").mkdir()
+    shutil.copy(sorted((inputs / "train").rglob("*.jpg"))[0], tmp_path / "one")
+    command = replaced(runs.arguments(inputs, tmp_path / "out"), "--calib", str(tmp_path / "one"))
+    fails(capsys, command, code=1, says="holds 1 usable image (1 found, 0 skipped)")
+
+
 FULL = """
 import resource, sys
 from ampdeploy.cli import main
@@ -249,14 +275,15 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def test_disk_full_while_writing(inputs, tmp_path):
-    # A file size limit below the checkpoint's 1.6 MB: the same system calls fail as when full.
+def test_a_limit_below_the_checkpoints_size(inputs, tmp_path):
+    # Of 1.6 MB; the same system calls fail as on a full disk.
     out = tmp_path / "out"
     done = subprocess.run(
         [sys.executable, "-c", FULL, *runs.arguments(inputs, out)], capture_output=True, text=True
     )
     assert done.returncode == 1, done.stderr
-    assert "the disk is full" in done.stderr
+    assert "a file may not be as large as that here (the limit is 1.0 MB)" in done.stderr
+    assert "ulimit -f" in done.stderr
     assert "Traceback" not in done.stderr
     assert sorted(os.listdir(out)) == [".lock", "manifest.json"]
     # With room again, the same command goes on.

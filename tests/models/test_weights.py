@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from timm.layers import SwiGLUPacked, resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 
+from ampdeploy.checkpoint import save_model
 from ampdeploy.errors import WeightsError
 from ampdeploy.models.build import build_model, wrap_backbone
 from ampdeploy.models.weights import load_weights, weights_identity
@@ -220,7 +221,8 @@ def test_a_long_list_of_problems_is_capped_with_a_count(tiny_model, tmp_path):
     message = refused(tiny_model, tmp_path / "resnet.safetensors")
     total = len(tiny_model.backbone.state_dict()) + 1
     assert f"({total} problems)" in message
-    assert f"... and {total - 20} more" in message
+    assert f"... and {total - 5} more" in message
+    assert message.count("\n  ") == 6
 
 
 def test_a_slimmed_checkpoint_is_recognised(tiny_model, other_state, tmp_path):
@@ -232,6 +234,25 @@ def test_a_slimmed_checkpoint_is_recognised(tiny_model, other_state, tmp_path):
     assert f"{name} is (10, 64)" in message
     assert "slimmed model" in message
     assert "load_slim" in message
+
+
+def test_the_dense_checkpoint_of_another_model_is_called_by_its_name(tiny_model, tmp_path):
+    """It is no slimmed one, though its shapes are others, too; the cause comes first."""
+    path = tmp_path / "baseline.safetensors"
+    save_model(build_model("timm:vit_tiny_patch16_224"), path)
+    message = refused(tiny_model, path)
+    first, *_, last = message.splitlines()
+    assert f"do not fit {tiny_model.spec.name}: this file is timm:vit_tiny_patch16_224" in first
+    assert last.startswith("Give --model timm:vit_tiny_patch16_224, or weights of")
+    assert "slimmed" not in message
+    assert len(message.splitlines()) == 8
+
+
+def test_metadata_that_is_not_ours_is_no_cause(tiny_model, other_state, tmp_path):
+    del other_state["norm.weight"]
+    for written in ("no JSON", "[1]"):
+        save_file(other_state, tmp_path / "x.safetensors", metadata={"ampdeploy": written})
+        assert "Are they weights of" in refused(tiny_model, tmp_path / "x.safetensors")
 
 
 @pytest.mark.parametrize(

@@ -31,11 +31,13 @@ def write_tar(folder: Path, path: Path) -> None:
         AmpDeployError: The file cannot be written.
     """
     rest = sorted(entry.name for entry in folder.iterdir() if entry.name not in HEAD)
+    names = (*HEAD, *rest)
+    needed = sum((folder / name).stat().st_size for name in names)
     with (
-        atomic_path(path) as temporary,
+        atomic_path(path, needed=needed) as temporary,
         tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as archive,
     ):
-        for name in (*HEAD, *rest):
+        for name in names:
             member = tarfile.TarInfo(PREFIX + name)
             member.size = (folder / name).stat().st_size
             member.mode = 0o644
@@ -54,7 +56,7 @@ def read_head(path: Path) -> dict[str, bytes]:
 
 
 def extract(path: Path, folder: Path) -> None:
-    """Unpack an archive into `folder`, which must not exist yet.
+    """Unpack an archive into `folder`, which must not exist yet, and does not after an error.
 
     Only plain files that `bundle.json` lists, each once and with the size it states, are ever
     written. Their content is not compared: see `contents.check_files`.
@@ -69,22 +71,37 @@ def extract(path: Path, folder: Path) -> None:
         _check_room(manifest, folder.parent)
         with explain_os_errors(folder):
             folder.mkdir()
-        for name, content in head.items():
-            with explain_os_errors(folder / name):
-                (folder / name).write_bytes(content)
-        missing = dict(manifest.files)
-        while (member := archive.next()) is not None:
-            name = _name(member, path)
-            if name not in missing:
-                what = "twice" if name in {*HEAD, *manifest.files} else "unlisted"
-                raise ArtifactError(f"{path} holds {member.name!r} {what}. {_AGAIN}")
-            stated = missing.pop(name).bytes
-            if member.size != stated:
-                raise ArtifactError(
-                    f"{path} holds {name} with {member.size} bytes, and bundle.json states "
-                    f"{stated}. {_AGAIN}"
-                )
-            _write(archive, member, folder / name, path)
+        try:
+            _extract(archive, head, manifest, path, folder)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+
+def _extract(
+    archive: tarfile.TarFile,
+    head: dict[str, bytes],
+    manifest: BundleManifest,
+    path: Path,
+    folder: Path,
+) -> None:
+    """Write `head`, and the files that follow it in `archive`."""
+    for name, content in head.items():
+        with explain_os_errors(folder / name):
+            (folder / name).write_bytes(content)
+    missing = dict(manifest.files)
+    while (member := archive.next()) is not None:
+        name = _name(member, path)
+        if name not in missing:
+            what = "twice" if name in {*HEAD, *manifest.files} else "unlisted"
+            raise ArtifactError(f"{path} holds {member.name!r} {what}. {_AGAIN}")
+        stated = missing.pop(name).bytes
+        if member.size != stated:
+            raise ArtifactError(
+                f"{path} holds {name} with {member.size} bytes, and bundle.json states "
+                f"{stated}. {_AGAIN}"
+            )
+        _write(archive, member, folder / name, path)
     if missing:
         raise ArtifactError(
             f"{path} lacks {', '.join(missing)}: it was cut short, or something was removed. "
@@ -99,7 +116,9 @@ def _opened(path: Path) -> Iterator[tarfile.TarFile]:
         with tarfile.open(path, "r:") as archive:
             yield archive
     except (tarfile.TarError, EOFError) as error:
-        raise ArtifactError(f"{path} is no tar of a bundle, or is damaged: {error}.") from error
+        raise ArtifactError(
+            f"{path} is no tar of a bundle, or is damaged: {error}. {_AGAIN}"
+        ) from error
     except FileNotFoundError as error:
         raise ArtifactError(f"there is no file {path}. Check the path.") from error
     except ValueError as error:  # numbers in headers that make no sense
@@ -160,7 +179,7 @@ def _check_room(manifest: BundleManifest, folder: Path) -> None:
 def _write(archive: tarfile.TarFile, member: tarfile.TarInfo, target: Path, path: Path) -> None:
     source = archive.extractfile(member)
     assert source is not None  # it is a plain file
-    with explain_os_errors(target), open(target, "xb") as out:
+    with explain_os_errors(target, needed=member.size), open(target, "xb") as out:
         left = _copy(source, out, member.size)
     if left:
         raise ArtifactError(

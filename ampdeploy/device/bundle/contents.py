@@ -223,8 +223,13 @@ def _inconsistent(manifest: BundleManifest) -> list[str]:
     return problems
 
 
-def check_files(bundle: Bundle, here: DeviceFacts) -> None:
+def check_files(bundle: Bundle, here: DeviceFacts, *, called: Path | None = None) -> None:
     """Make sure that every file is there, whole and unchanged, and that there is no other.
+
+    Args:
+        bundle: In its folder.
+        here: This machine.
+        called: What the user knows it as, if not by its folder.
 
     Raises:
         ArtifactError: Names every file that is not as `bundle.json` says. An engine among files
@@ -241,7 +246,8 @@ def check_files(bundle: Bundle, here: DeviceFacts) -> None:
     if problems:
         listed = "\n".join(f"  - {problem}" for problem in problems)
         raise ArtifactError(
-            f"{bundle.folder} is not the bundle that was packed, and nothing was built from it:\n"
+            f"{called or bundle.folder} is not the bundle that was packed, and nothing was built "
+            "from it:\n"
             f"{listed}\n{_AGAIN}"
         )
 

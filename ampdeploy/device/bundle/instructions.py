@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
@@ -73,6 +74,16 @@ fits the GPU, TensorRT and platform it is built with, so the device builds its o
        ~/ampdeploy-venv/bin/ampdeploy engine {{ name }} --target ort
 {% endif %}
 
+{% if known_bugs %}
+## Known bugs of TensorRT that this model may meet
+
+The device looks them up for its own TensorRT, and does or says what is needed:
+
+{% for note in known_bugs %}
+- {{ note }}
+{% endfor %}
+
+{% endif %}
 ## In your application
 
     import ampdeploy
@@ -107,12 +118,13 @@ The `.tar` can be given to `ampdeploy engine` as it is, or unpacked with `tar -x
 """
 
 
-def instructions(name: str, facts: dict[str, Any]) -> str:
+def instructions(name: str, facts: dict[str, Any], known_bugs: Iterable[str] = ()) -> str:
     """The README of the bundle called `name`.
 
     Args:
         name: Of the folder or of the ``.tar``.
         facts: The fields of its manifest that are known before it is sealed.
+        known_bugs: Of TensorRT, that its graphs may meet on some device; a sentence each.
     """
     target, onnx = facts["target"], facts["onnx"]
     builds = target in ENGINE_TARGETS
@@ -120,6 +132,7 @@ def instructions(name: str, facts: dict[str, Any]) -> str:
     text = environment.from_string(_TEMPLATE).render(
         **facts,
         name=name,
+        known_bugs=tuple(known_bugs),
         installed=f"{name.removesuffix(SUFFIX)}-engine",
         packed_as_tar=name.endswith(SUFFIX),
         prefix=PREFIX,

@@ -7,6 +7,7 @@ PyTorch on images of the same run.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import shutil
 from dataclasses import dataclass
@@ -151,8 +152,19 @@ def _fill(run: Run, folder: Path, *, link: bool, name: str) -> Bundle:
         "golden_images": len(goldens["images"]),
         "bank_images": len(bank["labels"]) if bank else 0,
     }
-    artifacts.write_text(folder / form.README, instructions(name, facts))
+    known = _known_bugs(config, set(facts["patterns"]))
+    artifacts.write_text(folder / form.README, instructions(name, facts, known))
     return form.seal(folder, **facts)
+
+
+def _known_bugs(config: BuildConfig, patterns: set[str]) -> list[str]:
+    """What the graphs may meet on whatever device the bundle goes to."""
+    from ampdeploy.stages.engine import look_up_bugs
+
+    if not config.builds_engine:
+        return []
+    elsewhere = dataclasses.replace(config.engine, when="deferred")
+    return look_up_bugs(dataclasses.replace(config, engine=elsewhere), patterns)[1]
 
 
 def _verdicts(facts: dict[str, Any]) -> dict[str, Any]:
@@ -224,13 +236,13 @@ def _labels(images: ImageSet, classes: list[str]) -> np.ndarray:
 
 
 def _save(path: Path, arrays: dict[str, Any]) -> None:
-    with explain_os_errors(path):
+    with explain_os_errors(path, needed=sum(array.nbytes for array in arrays.values())):
         np.savez(path, **arrays)
 
 
 def _place(source: Path, target: Path, *, link: bool) -> None:
     """Copy a file; or link it, where the folder is only packed and thrown away."""
-    with explain_os_errors(target):
+    with explain_os_errors(target, needed=source.stat().st_size if source.exists() else None):
         if link:
             # Another file system, or one without links: a copy does as well.
             with contextlib.suppress(OSError):

@@ -161,7 +161,7 @@ def build_engine(
         options={**built.options, "build_s": round(seconds, 1)},
         warnings=tuple(dict.fromkeys(warnings))[:KEPT_WARNINGS],
     )
-    with atomic_path(plan) as temporary:
+    with atomic_path(plan, needed=view.nbytes) as temporary:
         temporary.write_bytes(view)
     write_manifest(plan, manifest)
     _report(plan, manifest, seconds)

@@ -117,7 +117,7 @@ class LoadedEngine:
                 lambda: put_weights_back(self.trt, self.engine, onnx, self.logger, name=str(plan))
             )
         # TensorRT-RTX compiles every kernel in this call: minutes, the first time.
-        self.context = run_aside(self._make_context)
+        self.context = run_aside(self.make_context)
         if self.context is None:
             raise AmpDeployError(
                 f"{plan} was loaded, but TensorRT makes no execution context for it, mostly for "
@@ -125,7 +125,8 @@ class LoadedEngine:
                 "smaller batches."
             )
 
-    def _make_context(self) -> Any:
+    def make_context(self) -> Any:
+        """An execution context of the engine; None: TensorRT makes none."""
         strategies = getattr(self.trt, "DynamicShapesKernelSpecializationStrategy", None)
         if strategies is None:  # a TensorRT whose engines hold finished kernels
             return self.engine.create_execution_context()

@@ -2,7 +2,7 @@
 
 Nothing is installed that was not seen to compute the golden outputs, and nothing that was
 installed is touched before. Work in progress lies in a hidden folder next to the installation; a
-build that was killed goes on from there.
+build that was killed goes on from there. An engine that failed its test does not stay there.
 
 The comparison with the unpruned model comes last: its engine is the larger one, and a board that
 runs out of memory over it, or kills this process, has the tested one by then.
@@ -39,7 +39,7 @@ from ampdeploy.device.install.installation import (
     recover,
     write_installation,
 )
-from ampdeploy.device.install.make import RTX, Job, avoid_known_bugs, make
+from ampdeploy.device.install.make import RTX, Job, avoid_known_bugs, discard, make
 from ampdeploy.device.platform import DeviceFacts, device_facts
 from ampdeploy.device.self_test import (
     SelfTest,
@@ -54,6 +54,7 @@ from ampdeploy.errors import (
     MissingDependencyError,
     VerificationError,
 )
+from ampdeploy.optional import install_line
 from ampdeploy.progress import log
 from ampdeploy.report.codec import to_plain
 from ampdeploy.targets.base import Target, get_target
@@ -62,7 +63,14 @@ from ampdeploy.targets.base import Target, get_target
 TARGETS = ("ort", "ort-cuda", *ENGINE_TARGETS)
 
 # In `install.json` until the comparison has ended; the next try then goes on with it.
-UNFINISHED = "the comparison did not come to its end; the same command goes on with it"
+UNFINISHED = (
+    "the comparison did not come to its end; `ampdeploy engine` on the bundle, with the options "
+    "that it was installed with, goes on with it"
+)
+
+
+# An archive's content, in the folder of the work in progress.
+UNPACKED = "bundle"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +170,13 @@ def _check_target(target: Target) -> str | None:
         MissingDependencyError: It can do neither.
     """
     if target.name in ENGINE_TARGETS:
-        find_flavour(target.name, needed_by=f"target {target.name}")
+        try:
+            find_flavour(target.name, needed_by=f"target {target.name}")
+        except MissingDependencyError as error:
+            raise MissingDependencyError(
+                f"{error}\nWithout TensorRT: --target ort takes the bundle's graph as it is, for "
+                f"ONNX Runtime on the CPU. For that, run: {install_line('onnxruntime')}"
+            ) from error
     try:
         target.check()
     except MissingDependencyError as error:
@@ -174,7 +188,10 @@ def _check_target(target: Target) -> str | None:
 
 @contextlib.contextmanager
 def _workshop(out: Path) -> Iterator[Path]:
-    """The folder of the work in progress, held; gone after success, kept for the next try else."""
+    """The folder of the work in progress, held; gone after success.
+
+    Else it is kept for the next try, if there is anything in it to go on from.
+    """
     work = out.with_name(f".{out.name}.work")
     with explain_os_errors(work):
         work.mkdir(parents=True, exist_ok=True)
@@ -183,7 +200,13 @@ def _workshop(out: Path) -> Iterator[Path]:
             # Between the two lines above, another process finished and took the folder away.
             raise AmpDeployError(f"another ampdeploy has just installed {out}. Run it again.")
         artifacts.remove_stale_temporaries(work)
-        yield work
+        try:
+            yield work
+        except BaseException:
+            with contextlib.suppress(OSError):
+                if os.listdir(work) == [".lock"]:
+                    shutil.rmtree(work)
+            raise
         shutil.rmtree(work, ignore_errors=True)
 
 
@@ -193,7 +216,7 @@ def _open_bundle(path: Path, work: Path, here: DeviceFacts) -> Bundle:
     bundle = form.read_bundle(folder)
     log.info("checking %d files of %s", len(bundle.manifest.files), path.name)
     try:
-        form.check_files(bundle, here)
+        form.check_files(bundle, here, called=path)
     except ArtifactError:
         if folder != path:
             shutil.rmtree(folder)  # it comes from the archive, and will come again
@@ -203,7 +226,7 @@ def _open_bundle(path: Path, work: Path, here: DeviceFacts) -> Bundle:
 
 def _unpack(path: Path, work: Path) -> Path:
     """The archive's content; what an earlier try unpacked is used again."""
-    folder, partial = work / "bundle", work / "bundle.part"
+    folder, partial = work / UNPACKED, work / f"{UNPACKED}.part"
     head = archive.read_head(path)
     if folder.is_dir():
         with contextlib.suppress(OSError):
@@ -239,10 +262,15 @@ def _unfinished(job: Job, out: Path) -> Installation | None:
 
 def _install(job: Job, out: Path, problem: str | None, options: InstallOptions) -> Installation:
     """Build, test, and put in place."""
-    artifact = make(job, "pruned")
-    facts = _prove(job, artifact, problem, options)
-    installation = write_installation(artifact.parent, **facts, artifact=artifact.name)
-    put_in_place(artifact.parent, out, job.here)
+    try:
+        artifact = make(job, "pruned")
+        facts = _prove(job, artifact, problem, options)
+        installation = write_installation(artifact.parent, **facts, artifact=artifact.name)
+        put_in_place(artifact.parent, out, job.here)
+    except BaseException:
+        if not job.builds:  # a copy, which the next try makes anew
+            shutil.rmtree(job.work / "pruned", ignore_errors=True)
+        raise
     log.info("installed %s", out)
     return installation
 
@@ -262,7 +290,7 @@ def _prove(
         tested = _test(job, artifact)
     elif options.untested:
         why = "it cannot be run here"
-        job.notes.append(f"installed without a test: {problem}")
+        job.notes.append("installed without a test, as --untested says")
     else:
         raise MissingDependencyError(
             f"the engine was built and cannot be tested here, so it was not installed. {problem} "
@@ -302,9 +330,18 @@ def _test(job: Job, artifact: Path) -> SelfTest:
         with job.target.open(artifact) as runner:
             tested = self_test(runner, job.bundle, goldens, job.batches)
     except VerificationError as error:
+        said = f"{error}\nNothing was installed, and what was installed before is as it was. "
+        if job.builds:
+            discard(job, "pruned")
+            said += (
+                "The engine was deleted, with the timings, if any, that its kernels were chosen "
+                "by: the same command builds it anew, and may get other kernels. "
+            )
+        else:
+            # The same graph would fail in the same way: this is of no use to another try.
+            shutil.rmtree(job.work / UNPACKED, ignore_errors=True)
         raise VerificationError(
-            f"{error}\nNothing was installed, and what was installed before is as it was. "
-            "`ampdeploy doctor` lists known bugs of this machine's TensorRT."
+            f"{said}`ampdeploy doctor` lists known bugs of this machine's TensorRT."
         ) from error
     log.info(
         "self-test passed: p1 cosine %.6f on %d golden images, bar %g",

@@ -106,11 +106,11 @@ def make(job: Job, role: str) -> Path:
         return source  # run from where it is, and not installed
     if folder.exists():
         shutil.rmtree(folder)
-    with explain_os_errors(folder):
+    names = [n for n in (source.name, data_name(source.name)) if n in manifest.files]
+    with explain_os_errors(folder, needed=sum(manifest.files[name].bytes for name in names)):
         folder.mkdir()
-        for name in (source.name, data_name(source.name)):
-            if name in manifest.files:
-                shutil.copyfile(job.bundle.path(name), folder / name)
+        for name in names:
+            shutil.copyfile(job.bundle.path(name), folder / name)
     return folder / source.name
 
 

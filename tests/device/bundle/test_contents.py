@@ -93,6 +93,8 @@ def test_the_bank_has_labels_and_no_golden_image(packed, deferred_run):
 
 def test_instructions_name_the_command_and_the_files(packed):
     text = (packed / form.README).read_text()
+    assert "dynamic-batch-transformer may be met" in text  # on JetPack 6.1, for one
+    assert "engine tiny-bundle --target ort\n" in text  # the way without TensorRT
     assert "ampdeploy engine tiny-bundle --target trt" in text
     assert "--system-site-packages" in text
     assert all(
@@ -271,7 +273,9 @@ def test_options_that_do_not_exist_are_refused_as_damage(bundle):
 
 
 def test_an_engine_of_another_machine_in_a_bundle_is_refused_with_the_mismatch(bundle):
-    for_orin = {"arch": "aarch64", "compute_capabilities": ("8.7",), "gpu": "Orin"}
+    for_orin = {
+        "arch": "aarch64", "compute_capabilities": ("8.7",), "gpu": "Orin", "sm_count": 8,
+    }  # fmt: skip
     write_engine(bundle, **for_orin)
     said = refusal(bundle, ADA)
     assert "it was built for aarch64" in said
@@ -379,6 +383,17 @@ def test_a_truncated_archive_is_refused(packed_tar, tmp_path, share):
     shutil.copy(packed_tar, bad)
     os.truncate(bad, int(packed_tar.stat().st_size * share))
     with pytest.raises(ArtifactError, match=r"cut short|damaged|no bundle"):
+        archive.extract(bad, tmp_path / "out")
+    assert os.listdir(tmp_path) == ["bad.tar"]
+
+
+def test_where_an_archive_ends_early_it_is_to_be_copied_again(packed_tar, tmp_path):
+    bad = tmp_path / "bad.tar"
+    shutil.copy(packed_tar, bad)
+    with tarfile.open(packed_tar) as good:
+        last = good.getmembers()[-1]
+    os.truncate(bad, last.offset_data + last.size // 2)
+    with pytest.raises(ArtifactError, match=r"damaged: .*\. Copy it again"):
         archive.extract(bad, tmp_path / "out")
 
 

@@ -9,13 +9,15 @@ import dataclasses
 import json
 import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 
 from ampdeploy import artifacts
 from ampdeploy.artifacts import sha256_file
 from ampdeploy.cli import main
-from ampdeploy.config import EngineConfig
+from ampdeploy.config import EngineConfig, sizes_to_test
 from ampdeploy.device.bundle import archive
 from ampdeploy.device.bundle import contents as form
 from ampdeploy.device.engine.flavour import describe_flavour
@@ -24,6 +26,7 @@ from ampdeploy.device.install.bundle import UNFINISHED, InstallOptions, install_
 from ampdeploy.device.install.installation import check_installation, read_installation
 from ampdeploy.device.install.make import Job, avoid_known_bugs
 from ampdeploy.device.platform import device_facts
+from ampdeploy.disk import megabytes
 from ampdeploy.export.write import write_graph
 from ampdeploy.optional import available
 from ampdeploy.precision.graph import load_model
@@ -92,7 +95,7 @@ def test_a_tampered_bundle_changes_nothing(small, tmp_path, capsys, name):
     out = tmp_path / "engine"
     assert main(["engine", str(small), "--target", "ort", "--out", str(out), *QUICK]) == 1
     assert f"{name}: changed" in capsys.readouterr().err
-    assert not out.exists()
+    assert os.listdir(tmp_path) == ["device"]
 
 
 def test_a_tampered_archive_is_refused_and_a_good_copy_then_works(small, tmp_path, capsys):
@@ -104,10 +107,50 @@ def test_a_tampered_archive_is_refused_and_a_good_copy_then_works(small, tmp_pat
     tar.write_bytes(bad)
     command = ["engine", str(tar), "--target", "ort", *QUICK]
     assert main(command) == 1
-    assert "changed, another sha256" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"{tar} is not the bundle that was packed" in said
+    assert "changed, another sha256" in said
+    assert ".work" not in said
+    assert sorted(os.listdir(tmp_path)) == ["b.tar", "device"]
     tar.write_bytes(good)
     assert main(command) == 0
     assert sorted(os.listdir(tmp_path)) == ["b-engine", "b.tar", "device"]
+
+
+@pytest.mark.parametrize("share", [0.3, 0.95])
+def test_a_truncated_archive_leaves_nothing_behind(packed_tar, tmp_path, capsys, share):
+    tar = tmp_path / "t.tar"
+    shutil.copy(packed_tar, tar)
+    os.truncate(tar, int(packed_tar.stat().st_size * share))
+    assert main(["engine", str(tar), "--target", "ort", *QUICK]) == 1
+    assert "Copy it again" in capsys.readouterr().err
+    assert os.listdir(tmp_path) == ["t.tar"]
+
+
+def test_a_graph_that_failed_its_test_leaves_nothing_behind(small, tmp_path, capsys):
+    swap_goldens(small)
+    tar = tmp_path / "b.tar"
+    archive.write_tar(small, tar)
+    assert main(["engine", str(tar), "--target", "ort", *QUICK]) == 3
+    assert sorted(os.listdir(tmp_path)) == ["b.tar", "device"]
+
+
+LIMITED = """
+import resource, sys
+from ampdeploy.cli import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 18, 1 << 18))
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_copy_for_which_there_is_no_room_does_not_take_the_rest(small, tmp_path):
+    """By a limit of files; the same system calls fail as on a full disk."""
+    command = ["engine", str(small), "--target", "ort", "--out", str(tmp_path / "engine"), *QUICK]
+    done = subprocess.run([sys.executable, "-c", LIMITED, *command], capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    size = (small / "model.fp16.onnx").stat().st_size
+    assert f"It takes {megabytes(size)}." in done.stderr
+    assert os.listdir(tmp_path) == ["device"]
 
 
 def test_two_at_once_do_not_mix(small, tmp_path, capsys):
@@ -162,7 +205,9 @@ def test_a_baseline_that_cannot_be_built_costs_the_comparison_and_nothing_else(
 
 
 @pytest.mark.parametrize("compare", [True, False])
-def test_killed_over_the_comparison_the_tested_artifact_is_installed(small, tmp_path, compare):
+def test_killed_over_the_comparison_the_tested_artifact_is_installed(
+    small, tmp_path, capsys, compare
+):
     """As by a board out of memory; the same command goes on with the comparison alone."""
     out = tmp_path / "engine"
     command = ["engine", str(small), "--target", "ort", "--out", str(out), "-q"]
@@ -171,6 +216,9 @@ def test_killed_over_the_comparison_the_tested_artifact_is_installed(small, tmp_
     assert found.self_test is not None
     assert (found.comparison, found.why_no_comparison) == (None, UNFINISHED)
     installed = (out / "model.fp16.onnx").stat().st_ino
+    # To check it is another command than the one that goes on.
+    assert main(["engine", str(out)]) == 0
+    assert "`ampdeploy engine` on the bundle, with the options" in capsys.readouterr().out
     assert main(command if compare else [*command, "--no-compare"]) == 0
     found = check_installation(out, NO_GPU)
     assert (found.comparison is not None) == compare
@@ -236,7 +284,7 @@ def test_the_devices_tensorrt_decides_which_bugs_are_avoided(small, tmp_path, ve
     vars(job)["flavour"] = describe_flavour("trt", trt)
     avoid_known_bugs(job)
     assert job.engine == EngineConfig(batch=batch)
-    assert job.batches == batch
+    assert job.batches == sizes_to_test(batch)
     assert job.usual_batch == 2
     assert any("has its weights" in note for note in job.notes)
     changed = [note for note in job.notes if "became" in note]
@@ -290,7 +338,9 @@ def test_an_engine_that_cannot_be_tested_is_built_kept_and_installed_only_if_ask
     with caplog.at_level("INFO", "ampdeploy"):
         assert main([*command, "--untested"]) == 0
     assert "engine.plan was built before" in caplog.text
-    assert "NOT TESTED" in capsys.readouterr().out
+    shown = capsys.readouterr()
+    assert "NOT TESTED" in shown.out
+    assert (shown.out + shown.err).count(device_facts().problem) == 1
     assert sha256_file(out / "engine.plan") == built
     found = check_installation(out, device_facts())
     assert device_facts().problem in (found.untested or "")
@@ -324,7 +374,11 @@ def test_what_the_engine_depends_on_builds_it_again(small, tmp_path, caplog):
 @pytest.mark.skipif(available("tensorrt"), reason="TensorRT is here")
 def test_target_trt_without_tensorrt_says_how_to_get_it(small, tmp_path, capsys):
     assert main(["engine", str(small), "--out", str(tmp_path / "engine"), "-q"]) == 4
-    assert "target trt needs the package 'tensorrt'" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "target trt needs the package 'tensorrt'" in said
+    assert "--target ort takes the bundle's graph" in said
+    assert "pip install onnxruntime" in said
+    assert os.listdir(tmp_path) == ["device"]
 
 
 @pytest.mark.parametrize(
