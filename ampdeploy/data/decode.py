@@ -99,8 +99,7 @@ def decode_rgb(data: bytes, path: Path) -> Image.Image:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(image, path)  # from the header, before any pixel is decoded
-            image.load()
-            return _to_rgb(ImageOps.exif_transpose(image), image.format or "", path)
+            return upright_rgb(image, path)
     except UnreadableImageError:
         raise
     except Image.UnidentifiedImageError as error:
@@ -110,6 +109,20 @@ def decode_rgb(data: bytes, path: Path) -> Image.Image:
         # Deliberately broad: on damaged bytes Pillow's decoders raise OSError, SyntaxError,
         # ValueError, struct.error, IndexError, ... and all of them say the same: a bad file.
         raise UnreadableImageError(path, str(error).rstrip(".") or type(error).__name__) from error
+
+
+def upright_rgb(image: Image.Image, path: Path) -> Image.Image:
+    """An image as `open_rgb` gives it: upright, on white, 8 bits.
+
+    Args:
+        image: Of any mode; opened from a file, or made.
+        path: Where it comes from, for messages.
+
+    Raises:
+        UnreadableImageError: A pixel type with no defined range.
+    """
+    image.load()  # Pillow turns a TIFF itself when it is loaded, and takes the note out
+    return _to_rgb(ImageOps.exif_transpose(image), image.format or "", path)
 
 
 def _check_size(image: Image.Image, path: Path) -> None:

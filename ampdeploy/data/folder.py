@@ -294,7 +294,12 @@ def scan_eval(
     queries = scan_folder(query_root, limit=limit, seed=seed, labelled=labelled, labels=labels)
     if bank_root is None or not labelled:
         return EvalImages(queries=queries, bank=None)
-    bank = scan_folder(bank_root, limit=limit, seed=seed, labelled=True)
+    found = scan_folder(bank_root, limit=limit, seed=seed, labelled=True)
+    # An image that is judged must not vote for itself, or train the probe that judges it.
+    bank = found.without(queries)
+    if len(bank) < len(found):
+        shared = len(found) - len(bank)
+        log.warning("%d images of %s are among those judged too; left out", shared, bank_root)
     _check_bank(queries, bank)
     return EvalImages(queries=queries, bank=bank)
 
@@ -346,6 +351,11 @@ def _why_no_classes(root: Path) -> str | None:
 
 
 def _check_bank(queries: ImageSet, bank: ImageSet) -> None:
+    if not len(bank):
+        raise DataError(
+            f"every image in {bank.root} is also in {queries.root}, so none is left to judge with. "
+            "Give train and val folders with different images."
+        )
     missing = [name for name in queries.classes if name not in set(bank.classes)]
     if len(missing) == len(queries.classes):
         raise DataError(

@@ -125,8 +125,9 @@ def _rgb(picture: Path | str | Image | np.ndarray) -> Image:
             f"{type(picture).__name__} is no picture. Give a path, a Pillow image, or a uint8 "
             "array of shape (height, width, 3)."
         )
-    converted: Image = picture.convert("RGB")
-    return converted
+    from ampdeploy.data.decode import upright_rgb
+
+    return upright_rgb(picture, Path(getattr(picture, "filename", "") or "a Pillow image"))
 
 
 def preprocessing_of(onnx: Path) -> dict[str, Any]:

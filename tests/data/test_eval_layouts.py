@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 
 import pytest
 
@@ -127,3 +128,18 @@ def test_bank_without_the_queries_classes(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, logger="ampdeploy"):
         assert scan_eval(tmp_path, limit=None, seed=0).bank is not None
     assert "can never be voted for: emu, fox" in caplog.text
+
+
+def test_an_image_that_is_judged_does_not_vote_for_itself(tmp_path, caplog):
+    make_imagenet(tmp_path)
+    judged = sorted((tmp_path / "val" / WNIDS[0]).iterdir())[0]
+    shutil.copy(judged, tmp_path / "train" / WNIDS[0] / "again.JPEG")
+    with caplog.at_level(logging.WARNING, "ampdeploy"):
+        found = scan_eval(tmp_path, limit=None, seed=0)
+    assert len(found.bank) == 12
+    assert not {r.sha256 for r in found.bank.records} & {r.sha256 for r in found.queries.records}
+    assert "1 images of" in caplog.text
+    shutil.rmtree(tmp_path / "train")
+    shutil.copytree(tmp_path / "val", tmp_path / "train")
+    with pytest.raises(DataError, match="every image in"):
+        scan_eval(tmp_path, limit=None, seed=0)

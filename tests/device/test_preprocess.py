@@ -56,6 +56,32 @@ def test_files_images_and_arrays_are_one(tiny_model, calib_data):
         assert np.array_equal(ours(same), found)
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "I;16", "P", "CMYK", "L"])
+def test_an_opened_image_is_prepared_as_its_file(mode, tmp_path):
+    suffix = "tif" if mode == "CMYK" else "png"
+    path = tmp_path / f"x.{suffix}"
+    image = noise(60, 70)
+    if mode == "RGBA":
+        image.putalpha(90)
+    elif mode == "I;16":
+        image = Image.fromarray(np.arange(60 * 70, dtype=np.uint16).reshape(70, 60) * 15)
+    else:
+        image = image.convert(mode)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # lies on its side
+    image.save(path, exif=exif)
+    ours = Preprocessing(
+        image_size=56,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+        crop_pct=1.0,
+        crop_mode="center",
+        interpolation="bicubic",
+    )
+    with Image.open(path) as opened:
+        assert np.array_equal(ours(opened), ours(path))
+
+
 @pytest.mark.parametrize(
     ("picture", "match"),
     [

@@ -67,6 +67,10 @@ def run_tasks(
         except TaskSkippedError as error:
             why[name] = str(error)
             log.warning("        task %s is left out: %s", name, error)
+    if not outcomes:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in why.items())
+        nothing = dict.fromkeys(("accuracy", "accuracy_difference", "tasks"))
+        return {**nothing, "why": {**why, "accuracy": reasons or "no task was asked for"}}
     return {
         "accuracy": {
             role: {
