@@ -144,10 +144,6 @@ class Gpu(nvidia.Gpu):
 def gpu(monkeypatch, tmp_path):
     gpu = Gpu()
     nvidia.install_cuda(monkeypatch, gpu)
-    attributes = SimpleNamespace(cudaDevAttrIntegrated="integrated")
-    monkeypatch.setattr(
-        sys.modules["cuda.bindings.runtime"], "cudaDeviceAttr", attributes, raising=False
-    )
     nvidia.install_driver(monkeypatch)
     nvidia.install_tensorrt(monkeypatch, nvidia.TensorRt(gpu))
     monkeypatch.setenv("AMPDEPLOY_CACHE", str(tmp_path / "cache"))

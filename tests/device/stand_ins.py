@@ -118,6 +118,13 @@ class Gpu:
     def cudaSetDevice(self, index):
         return (SUCCESS,)
 
+    def cudaDeviceGetAttribute(self, key, device):
+        assert (key, device) == ("integrated", 0)
+        return SUCCESS, 0
+
+    def cudaMemGetInfo(self):
+        return SUCCESS, 5 << 30, 6 << 30
+
     def cudaDriverGetVersion(self):
         return SUCCESS, self.driver_version
 
@@ -237,6 +244,7 @@ def runtime_module(gpu, name="cuda.bindings.runtime"):
         cudaError_t=cudaError_t,
         cudaStreamNonBlocking=1,
         cudaEventDefault=0,
+        cudaDeviceAttr=SimpleNamespace(cudaDevAttrIntegrated="integrated"),
         cudaMemcpyKind=SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2),
         cudaStreamCaptureMode=SimpleNamespace(cudaStreamCaptureModeThreadLocal=1),
     )

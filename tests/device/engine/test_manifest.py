@@ -98,7 +98,7 @@ def test_a_plan_alone_is_refused(plan):
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        (lambda data: data.update(schema_version=2), "schema version 2"),
+        (lambda data: data.update(schema_version=3), "schema version 3"),
         (lambda data: data.pop("plan_sha256"), "has no 'plan_sha256'"),
         (lambda data: data.update(compute_capabilities="8.9"), "compute_capabilities"),
         (lambda data: data.update(surprise=1), "unknown keys 'surprise'"),
