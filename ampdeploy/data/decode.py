@@ -121,7 +121,7 @@ def upright_rgb(image: Image.Image, path: Path) -> Image.Image:
     Raises:
         UnreadableImageError: A pixel type with no defined range.
     """
-    image.load()  # Pillow turns a TIFF itself when it is loaded, and takes the note out
+    image.load()  # a TIFF is turned by Pillow itself when it is loaded
     return _to_rgb(ImageOps.exif_transpose(image), image.format or "", path)
 
 

@@ -58,7 +58,7 @@ def test_files_images_and_arrays_are_one(tiny_model, calib_data):
 
 @pytest.mark.parametrize("mode", ["RGBA", "I;16", "P", "CMYK", "L"])
 def test_an_opened_image_is_prepared_as_its_file(mode, tmp_path):
-    suffix = "tif" if mode == "CMYK" else "png"
+    suffix = "jpg" if mode == "CMYK" else "png"
     path = tmp_path / f"x.{suffix}"
     image = noise(60, 70)
     if mode == "RGBA":
