@@ -19,9 +19,11 @@ from ampdeploy.gate.rules import KINDS, parse_rule
 from ampdeploy.gate.rules_file import read_rules_file
 from ampdeploy.gate.units import SHARE
 from ampdeploy.models.registry import close_matches
-from ampdeploy.report.result import Report
+from ampdeploy.report.consistent import read_consistent
 
 UNDECIDED = ("fail", "pass")
+# Whoever writes 1 means 1%: nobody allows a model to be twice as slow.
+_BARE_SHARE = 0.5
 
 # Options of a rules file that are no rules -> whether they may be given more than once.
 _OTHERS = {
@@ -96,8 +98,8 @@ def command(
     old_path = Path(written["baseline-report"][0]) if "baseline-report" in written else None
     file = _report_file(path)
     _check_outputs((junit, markdown), reading=(file, rules, old_path))
-    report = Report.read(file)
-    old = Report.read(old_path) if old_path else None
+    report = read_consistent(file)
+    old = read_consistent(old_path) if old_path else None
     decision = run_gate(report, config, old=old)
     if junit:
         from ampdeploy.gate.junit import junit_xml
@@ -156,10 +158,25 @@ def _config(written: dict[str, tuple[str, ...]]) -> GateConfig:
             if name in KINDS
         ),
         require=_names("require", written, REQUIREMENTS) or (),
-        max_regression=SHARE.parse(allowed[0], "--max-regression") if allowed else None,
+        max_regression=_allowed(allowed[0]) if allowed else None,
         regression_of=_names("regression-of", written, QUANTITIES),
         undecided_passes=_names("undecided", {"undecided": undecided}, UNDECIDED) == ("pass",),
     )
+
+
+def _allowed(text: str) -> float:
+    """The share behind ``--max-regression``.
+
+    Raises:
+        ConfigError: No share, or a bare number that was rather meant as per cent.
+    """
+    share = SHARE.parse(text, "--max-regression")
+    if share >= _BARE_SHARE and "%" not in text:
+        raise ConfigError(
+            f"--max-regression {text!r} would let it be {SHARE.show(share)} worse. Write {text}% "
+            f"for {text} per cent, or {100 * share:g}% if you mean that."
+        )
+    return share
 
 
 def _names(option: str, written: dict[str, tuple[str, ...]], known: Any) -> tuple[str, ...] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from ampdeploy.report.conditions import protocol, timed_with
 from ampdeploy.report.result import Dataset, Report, Timing
 
 # What makes two measurements ones of the same machine; see `ampdeploy.bench.host`.
@@ -59,6 +60,10 @@ def same_clock(new: Report, old: Report, timing: str, size: str) -> Iterator[str
         size: The batch size.
     """
     yield from same_machine(new, old)
+    speed, before = timed_with(new), timed_with(old)
+    for what in ("precision", "runtime"):
+        if what in speed and what in before:
+            yield from _unequal(what, speed[what], before[what])
     now, then = ((getattr(report, timing) or {}).get(size) for report in (new, old))
     if now is None or then is None:
         yield f"how batch {size} was timed is not in both reports"
@@ -90,7 +95,7 @@ def same_task(new: Report, old: Report, metric: str) -> Iterator[str]:
     yield from same_images(new, old)
     yield from _same_dataset("bank images", new.data.bank, old.data.bank)
     tasks = [(report.tasks or {}).get(metric) for report in (new, old)]
-    yield from _unequal("protocol", *(task and task.protocol for task in tasks))
+    yield from _unequal("protocol", *map(protocol, tasks))
 
 
 def _same_dataset(what: str, new: Dataset | None, old: Dataset | None) -> Iterator[str]:

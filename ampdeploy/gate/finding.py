@@ -2,7 +2,8 @@
 
 Decisions are made on intervals. The whole 95% interval on the right side of the limit passes, the
 whole of it on the wrong side fails, and a limit inside the interval is undecided: the measurement
-is too coarse to tell. A value that has no interval decides by itself, and the finding says so.
+is too coarse to tell. A value that never has an interval decides by itself, and the finding says
+so; one that should have an interval and has none counts as not measured.
 """
 
 from __future__ import annotations
@@ -28,7 +29,11 @@ class Status(str, Enum):
     PASS = "pass"
     FAIL = "fail"
     UNDECIDED = "undecided"
+    """The limit is inside the interval: measured, and too coarsely to tell."""
     NOT_MEASURED = "not measured"
+    """There is no number, or not the interval that it is decided by."""
+    INCOMPARABLE = "incomparable"
+    """The older report has no such number, or one that was measured otherwise."""
     SKIPPED = "skipped"
     """Neither report of a comparison has the number, and nobody asked for it by name."""
 
@@ -124,7 +129,7 @@ def decide(
     status = _side(low, high, limit, at_most)
     reason, settled = value.note, None
     if value.broken:
-        status = Status.UNDECIDED
+        status = Status.NOT_MEASURED
         reason = f"no interval: {value.note}"
     elif status is Status.UNDECIDED:
         settled, advice = samples_to_settle(value, limit)
@@ -175,11 +180,12 @@ def _shown(value: Value, number: float, unit: Unit) -> str:
 
 
 def samples_to_settle(value: Value, limit: float) -> tuple[int | None, str]:
-    """About how many samples would bring an interval clear of `limit`, and the same in words.
+    """How many samples would as likely as not settle it, about, and the same in words.
 
     The width of an interval falls with 1/sqrt(n), so the end that reaches over the limit gets to
-    it at n * (its distance from the value / the limit's distance from the value)^2. An estimate:
-    it takes the value to stay where it is, which it will only about do.
+    it at n * (its distance from the value / the limit's distance from the value)^2. There, the end
+    lies on the limit: whether the rule is decided then is about as likely as not, and all of it
+    takes the value to stay where it is.
 
     Args:
         value: With an interval that contains `limit`.
@@ -201,7 +207,8 @@ def samples_to_settle(value: Value, limit: float) -> tuple[int | None, str]:
     needed = max(math.ceil(needed), value.samples + 1)
     return (
         needed,
-        f"about {_round(needed)} {value.sample} would settle it ({value.samples} now; an estimate)",
+        f"about {_round(needed)} {value.sample} would, as likely as not, settle it "
+        f"({value.samples} now)",
     )
 
 

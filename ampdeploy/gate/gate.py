@@ -52,7 +52,7 @@ class Decision:
         """Whether this one finding closes the gate."""
         if finding.status is Status.UNDECIDED:
             return not self.undecided_passes
-        return finding.status in (Status.FAIL, Status.NOT_MEASURED)
+        return finding.status not in (Status.PASS, Status.SKIPPED)
 
     @property
     def passed(self) -> bool:
@@ -64,7 +64,8 @@ class Decision:
         """``Gate failed: 1 fail, 1 undecided, 3 pass``."""
         counts = {s: sum(f.status is s for f in self.findings) for s in Status}
         order = (
-            Status.FAIL, Status.NOT_MEASURED, Status.UNDECIDED, Status.PASS, Status.SKIPPED,
+            Status.FAIL, Status.NOT_MEASURED, Status.INCOMPARABLE, Status.UNDECIDED, Status.PASS,
+            Status.SKIPPED,
         )  # fmt: skip
         told = ", ".join(f"{counts[status]} {status.value}" for status in order if counts[status])
         lenient = self.undecided_passes and counts[Status.UNDECIDED]

@@ -1,7 +1,8 @@
 """Has it become worse since an older report?
 
 Numbers are compared only where they are of the same thing, measured in the same way
-(`gate.comparable`); elsewhere the answer is undecided, with the reason.
+(`gate.comparable`); elsewhere the answer is "incomparable", with the reason. That is never let
+through: nothing was compared.
 
 The interval of a change between two runs comes from the runs' own intervals by the method of
 variance estimates recovery (Zou and Donner, Statistics in Medicine 27, 2008, "Construction of
@@ -173,23 +174,23 @@ def _compare(
     label = f"batch {scope}" if scope.isdigit() else scope
     what = f"{quantity.name}, {label}" if scope else quantity.name
 
-    def undecided(status: Status, reason: str) -> Finding:
+    def without(status: Status, reason: str) -> Finding:
         return Finding(
             rule=rule, scope=what, status=status, measured="–", reason=reason, limit=limit
         )
 
     if now.number is None and then.number is None and not asked:
-        return undecided(Status.SKIPPED, f"neither report has it: {now.note}")
+        return without(Status.SKIPPED, f"neither report has it: {now.note}")
     if now.number is None:
-        return undecided(Status.NOT_MEASURED, now.note)
+        return without(Status.NOT_MEASURED, now.note)
     if then.number is None:
-        return undecided(Status.UNDECIDED, f"not in the old report: {then.note}")
+        return without(Status.INCOMPARABLE, f"not in the old report: {then.note}")
     reasons = list(quantity.reasons(new, old, scope))
     if reasons:
-        return undecided(Status.UNDECIDED, f"not comparable: {'; '.join(reasons)}")
+        return without(Status.INCOMPARABLE, f"not comparable: {'; '.join(reasons)}")
     change = relative_change(now, then) if quantity.relative else difference(now, then)
     if change.number is None:
-        return undecided(Status.UNDECIDED, change.note)
+        return without(Status.INCOMPARABLE, change.note)
     return decide(
         rule,
         what,

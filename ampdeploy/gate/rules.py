@@ -188,6 +188,9 @@ class Rule:
         judged = {key: found.get(key) or self._missing(key, found, report) for key in named}
         if ALL in self.limits:
             judged |= {key: value for key, value in found.items() if key not in judged}
+            if self.kind.scope == BATCH:  # asked for, so that its absence is no reason to pass
+                untimed = {key: Value.missing(why) for key, why in report.not_timed.items()}
+                judged |= {key: value for key, value in untimed.items() if key not in judged}
         return [self._decide(key, value) for key, value in judged.items()]
 
     def _missing(self, key: str, found: values.Values, report: Report) -> Value:

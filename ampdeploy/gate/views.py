@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import re
-
 from rich.markup import escape
 from rich.table import Table
 
 from ampdeploy.gate.finding import Finding, Status
 from ampdeploy.gate.gate import Decision
+from ampdeploy.report.escape import markdown_text
 
 _STYLES = {
     Status.PASS: "green",
     Status.FAIL: "bold red",
     Status.NOT_MEASURED: "red",
+    Status.INCOMPARABLE: "red",
     Status.UNDECIDED: "yellow",
     Status.SKIPPED: "dim",
 }
 _WIDTH = max(len(status.value) for status in Status)
-
-# What Markdown or HTML would take as its own in a table's cell.
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|~])")
 
 
 def _word(finding: Finding) -> str:
@@ -73,5 +70,4 @@ def markdown(decision: Decision) -> str:
 
 def _cell(text: str) -> str:
     """Text that cannot break out of a table's cell, nor become a link or a mention."""
-    plain = _MARKDOWN.sub(r"\\\1", " ".join(text.split()))
-    return plain.replace("@", "@\u200b")  # a name of a user of the site would call them
+    return markdown_text(" ".join(text.split()))

@@ -5,7 +5,8 @@ behind another only if its whole interval is worse, so runs that cannot be told 
 Times of separate runs have no common interval (machines drift between them), so milliseconds are
 shown but never ranked; what is ranked is the ratio of each run to its own baseline, which was
 measured in turns with it, and only if the baselines are the same model. Sizes, peak memory and
-cosines come without an interval: their rank is that of the values.
+cosines come without an interval: their rank is that of the values. A ratio that should have an
+interval and has none is not ranked.
 """
 
 from __future__ import annotations
@@ -121,6 +122,7 @@ def not_comparable(comparison: Comparison) -> dict[str, list[str]]:
 def _metric(line: Line, runs: Mapping[str, Report]) -> Metric:
     reference: Mapping[str, Any] | None = None
     entries: list[Entry] = []
+    lost: set[str] = set()  # runs whose number should have an interval, and has none
     for run, report in runs.items():
         taken = line.take(report)
         if taken is None:
@@ -130,7 +132,10 @@ def _metric(line: Line, runs: Mapping[str, Report]) -> Metric:
         if reference is None:
             reference = conditions
         entries.append(_entry(run, line, taken, _differences(reference, conditions)))
-    return Metric(name=line.name, better=line.better, entries=tuple(_ranked(entries, line.better)))
+        if isinstance(taken, Interval) and None in (taken.ci95_low, taken.ci95_high):
+            lost.add(run)
+    ranked = tuple(_ranked(entries, line.better, lost))
+    return Metric(name=line.name, better=line.better, entries=ranked)
 
 
 def _entry(run: str, line: Line, taken: float | Interval | None, why: str | None) -> Entry:
@@ -151,7 +156,7 @@ def _differences(first: Mapping[str, Any], other: Mapping[str, Any]) -> str | No
     found = [
         f"other {name}: {_words(value)}, not {_words(first[name])}"
         for name, value in other.items()
-        if value != first[name]
+        if name in first and value != first[name]
     ]
     return "; ".join(found) or None
 
@@ -164,8 +169,8 @@ def _words(value: Any) -> str:
     return text[:12] if len(text) == 64 and " " not in text else text
 
 
-def _ranked(entries: list[Entry], better: Better | None) -> Iterator[Entry]:
-    measured = [entry for entry in entries if entry.comparable]
+def _ranked(entries: list[Entry], better: Better | None, lost: set[str]) -> Iterator[Entry]:
+    measured = [entry for entry in entries if entry.comparable and entry.run not in lost]
     rank = better is not None and len(measured) > 1
     sign = -1.0 if better == "higher" else 1.0
 
@@ -178,7 +183,7 @@ def _ranked(entries: list[Entry], better: Better | None) -> Iterator[Entry]:
         return first, second
 
     for entry in entries:
-        if not (rank and entry.comparable):
+        if not rank or entry not in measured:
             yield entry
             continue
         ahead = sum(ends(other)[1] < ends(entry)[0] for other in measured)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ampdeploy.report import rows
+from ampdeploy.report.conditions import protocol, timed_with
 from ampdeploy.report.result import Interval, Report
 
 Better = Literal["lower", "higher"]
@@ -22,6 +23,7 @@ class Line:
     take: Callable[[Report], float | Interval | None]
     form: Callable[[float], str]
     conditions: Callable[[Report], Mapping[str, Any]]
+    """What is in one report's only is not compared."""
     why: Callable[[Report], str]
     unit: str = ""
     """Written behind a value and its interval."""
@@ -111,7 +113,11 @@ def _times(label: str, ratio: str, field: str, batch: str) -> Iterator[Line]:
     def conditions(report: Report) -> dict[str, Any]:
         graph = ratio == "cuda_graph_compute"
         timing = (report.cuda_graph_timing if graph else report.timing) or {}
-        return {**_machine(report), "clock": timing[batch].clock if batch in timing else None}
+        return {
+            **_machine(report),
+            **timed_with(report),
+            "clock": timing[batch].clock if batch in timing else None,
+        }
 
     def missing(report: Report) -> str:
         return report.pruned.why.get(field) or report.not_timed.get(
@@ -145,6 +151,7 @@ def _throughput(batch: str) -> Iterator[Line]:
         timing = (report.throughput_timing or {}).get(batch)
         return {
             **_machine(report),
+            **timed_with(report),
             "number of batches in flight": None if timing is None else timing.in_flight,
         }
 
@@ -206,8 +213,7 @@ def _accuracy(metric: str) -> Iterator[Line]:
         return {
             **_judged(report),
             "bank of labels": None if bank is None else bank.sha256,
-            # What was done is the first sentence; remarks on this run's result follow.
-            "protocol": None if task is None else task.protocol.partition(". ")[0],
+            "protocol": protocol(task),
         }
 
     def missing(report: Report) -> str:

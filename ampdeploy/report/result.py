@@ -30,6 +30,11 @@ class Explained:
         silent = [n for n in names if getattr(self, n) is None and n not in self.why]
         if silent:
             raise ValueError(f"{type(self).__name__}: {', '.join(silent)} is null without a why")
+        for name, reason in self.why.items():
+            if not isinstance(reason, str) or not reason.strip():
+                raise ValueError(
+                    f"{type(self).__name__}: why {name} is null is {reason!r}, no text"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)

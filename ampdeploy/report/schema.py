@@ -13,18 +13,17 @@ import ast
 import dataclasses
 import inspect
 import json
-import operator
 import re
 import textwrap
 import types
 import typing
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn, Union
 
 from ampdeploy.artifacts import write_text
 from ampdeploy.errors import ArtifactError
 from ampdeploy.optional import require
+from ampdeploy.report.consistent import problems
 from ampdeploy.report.result import SCHEMA_VERSION, Explained, LatencyStats, Report, Spread
 
 SCHEMA_FILE = Path(__file__).with_name("report.schema.json")
@@ -80,46 +79,11 @@ def check_file(path: Path) -> Report:
         if errors:
             raise ArtifactError(_describe(path, [_place_and_problem(e) for e in errors]))
     # Another version is refused here, with both versions in the message.
-    report = Report.read(path)
-    contradictions = list(_contradictions(report))
+    report = Report.from_json(json.dumps(data), where=path.name)
+    contradictions = list(problems(report))
     if contradictions:
         raise ArtifactError(_describe(path, contradictions))
     return report
-
-
-# Maps that have the same keys, where they are there at all: the first decides.
-_SAME_KEYS = (
-    ("ratio.latency", "baseline.latency_ms", "pruned.latency_ms", "timing"),
-    ("ratio.compute", "baseline.compute_ms", "pruned.compute_ms", "timing"),
-    (
-        "ratio.cuda_graph_compute",
-        "baseline.cuda_graph_compute_ms",
-        "pruned.cuda_graph_compute_ms",
-        "cuda_graph_timing",
-    ),
-    (
-        "ratio.throughput",
-        "baseline.throughput_img_s",
-        "pruned.throughput_img_s",
-        "throughput_timing",
-    ),
-    ("baseline.accuracy", "pruned.accuracy", "ratio.accuracy_difference", "tasks"),
-)
-
-
-def _contradictions(report: Report) -> Iterator[tuple[str, str]]:
-    """What no schema can say: maps over batch sizes, or over metrics, that do not fit together."""
-    for first, *others in _SAME_KEYS:
-        expected = operator.attrgetter(first)(report)
-        for name in others:
-            found = operator.attrgetter(name)(report)
-            if (found is None) != (expected is None):
-                yield name, f"is {'null' if found is None else 'there'}, unlike {first}"
-            elif found is not None and found.keys() != expected.keys():
-                yield (
-                    name,
-                    f"has {', '.join(found) or 'nothing'}; {first} has {', '.join(expected)}",
-                )
 
 
 def _read_strictly(path: Path) -> Any:
@@ -138,10 +102,10 @@ def _read_strictly(path: Path) -> Any:
         raise ArtifactError(f"{path} is not JSON: {error}. Build the run again.") from error
 
 
-def _describe(path: Path, problems: list[tuple[str, str]]) -> str:
-    shown = [f"  {place}: {problem}" for place, problem in problems[:_MAX_SHOWN]]
-    if len(problems) > _MAX_SHOWN:
-        shown.append(f"  and {len(problems) - _MAX_SHOWN} more")
+def _describe(path: Path, found: list[tuple[str, str]]) -> str:
+    shown = [f"  {place}: {problem}" for place, problem in found[:_MAX_SHOWN]]
+    if len(found) > _MAX_SHOWN:
+        shown.append(f"  and {len(found) - _MAX_SHOWN} more")
     return (
         f"{path} does not follow the schema of report.json, version {SCHEMA_VERSION}:\n"
         + "\n".join(shown)

@@ -6,6 +6,7 @@ from typing import Any
 
 from ampdeploy.optional import require
 from ampdeploy.report import rows
+from ampdeploy.report.escape import markdown_text
 
 
 def environment(needed_by: str, *, html: bool) -> Any:
@@ -13,7 +14,7 @@ def environment(needed_by: str, *, html: bool) -> Any:
 
     Args:
         needed_by: What is rendered, for the message if jinja2 is missing.
-        html: Escape every value; Markdown escapes with `cell` and `prose`.
+        html: Escape every value for HTML; else every text for Markdown.
     """
     jinja2 = require("jinja2", needed_by=needed_by)
     result = jinja2.Environment(
@@ -23,10 +24,9 @@ def environment(needed_by: str, *, html: bool) -> Any:
         lstrip_blocks=True,
         keep_trailing_newline=True,
         autoescape=html,
+        finalize=None if html else _plain,
     )
     result.filters.update(
-        cell=_cell,
-        prose=_prose,
         fact=_fact,
         milliseconds=rows.milliseconds,
         percent=rows.percent,
@@ -41,14 +41,9 @@ def environment(needed_by: str, *, html: bool) -> Any:
     return result
 
 
-def _prose(value: Any) -> str:
-    """Text that cannot begin an HTML tag, nor a line of its own, in Markdown."""
-    return str(value).replace("&", "&amp;").replace("<", "&lt;").replace("\n", " ")
-
-
-def _cell(value: Any) -> str:
-    """Text that cannot break out of a Markdown table's cell."""
-    return _prose(value).replace("|", "\\|")
+def _plain(value: Any) -> Any:
+    """What an expression of a Markdown template gives: no text is trusted, wherever it is from."""
+    return markdown_text(value) if isinstance(value, str) else value
 
 
 def _fact(host: dict[str, Any], name: str) -> str:

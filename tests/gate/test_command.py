@@ -85,7 +85,7 @@ def test_one_line_per_rule_with_the_samples_that_would_settle_it(report, capsys)
     assert len(lines) == 4
     assert "batch 1" in lines[0]
     # (0.762 - 0.75) must become 0.01: 40 * 1.44.
-    assert "about 58 pairs of calls would settle it (40 now; an estimate)" in lines[0]
+    assert "about 58 pairs of calls would, as likely as not, settle it (40 now)" in lines[0]
     assert lines[2].startswith("pass          min-cosine-p1 0.9000: 0.9512; point value")
 
 
@@ -205,6 +205,11 @@ def test_regression_options(report, tmp_path, capsys):
     assert capsys.readouterr().out.count("max-regression 2.00%") == 2
     assert gate(report, *against, "2", "--regression-of", "params") == 2
     assert "2% or 0.02" in capsys.readouterr().err
+    for bare, instead in (("1", "1%"), ("0.5", "0.5%"), ("1.0", "100%")):
+        assert gate(report, *against, bare, "--regression-of", "params") == 2
+        assert instead in capsys.readouterr().err
+    for meant in ("100%", "0.49", "50 %"):
+        assert gate(report, *against, meant, "--regression-of", "params") == 0
     assert gate(report, *against, "2%", "--regression-of", "parms") == 2
     assert "Did you mean 'params'" in capsys.readouterr().err
     assert gate(report, *against[:2], *BOTH) == 2
@@ -264,6 +269,6 @@ def test_it_needs_nothing_but_a_plain_install(report):
     code = code.replace("'torch',", "'torch', 'yaml',")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 4
-    assert "--rules needs the package 'yaml'" in done.stderr
+    assert "--rules needs the package 'pyyaml'" in done.stderr
     code = code.replace("'--rules', 'gate.yaml'", "'--max-params', '17M'")
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0

@@ -1,4 +1,4 @@
-"""Against an older report: like with like, or undecided."""
+"""Against an older report: like with like, or not at all."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from ampdeploy.gate.gate import GateConfig, run_gate
 from ampdeploy.gate.rules import parse_rule
 from ampdeploy.report.result import Interval, Spread
 from tests.report.samples import bare_report, sample_report, whole_report, with_ratio
+from tests.report.test_compare import other_speed
 
 
 def tight(report, **ratios):
@@ -93,7 +94,7 @@ COUNTS = {"params", "flops"}
 
 
 @pytest.mark.parametrize(
-    ("changes", "says", "undecided"),
+    ("changes", "says", "others"),
     [
         ({"model": "clip_b"}, "model: ", SPEED | JUDGED | FILES | COUNTS),
         ({"target": "torch"}, "target: ", SPEED | FILES),
@@ -127,13 +128,13 @@ COUNTS = {"params", "flops"}
         ),
     ],
 )
-def test_only_like_is_compared_with_like(changes, says, undecided):
+def test_only_like_is_compared_with_like(changes, says, others):
     everything = SPEED | JUDGED | FILES | COUNTS
     names = [name for name in regression.QUANTITIES if name != "cuda-graph"]
     found = check(sample_report(**changes), sample_report(), *names, allowed=0.2)
     for scope in everything:
-        if scope in undecided:
-            assert found[scope].status is Status.UNDECIDED, scope
+        if scope in others:
+            assert found[scope].status is Status.INCOMPARABLE, scope
             assert says in found[scope].reason
         else:
             assert found[scope].status is Status.PASS, scope
@@ -149,13 +150,13 @@ def test_another_clock_protocol_or_load_is_not_comparable():
     assert "batches in flight: 4 now, 2 then" in found["throughput, batch 8"].reason
     tasks = {k: dataclasses.replace(v, protocol="another") for k, v in old.tasks.items()}
     found = check(sample_report(tasks=tasks), old, "accuracy")["accuracy, knn_top1"]
-    assert found.status is Status.UNDECIDED
+    assert found.status is Status.INCOMPARABLE
     assert "protocol: another now" in found.reason
     memory = replaced(old, "pruned", memory_batch_size=1)
     assert "batch size of memory" in check(memory, old, "memory")["memory"].reason
     unknown = sample_report(host={**HOST, "cpu": None})
     found = check(unknown, unknown, "memory")["memory"]
-    assert found.status is Status.UNDECIDED
+    assert found.status is Status.INCOMPARABLE
     assert "on which CPU" in found.reason
 
 
@@ -168,11 +169,11 @@ def test_what_one_report_has_not():
     # Asked for by name, what is in neither report is no longer beside the point.
     assert check(new, old, "cuda-graph")["cuda-graph"].status is Status.NOT_MEASURED
     found = check(old, new)
-    assert found["latency, batch 8"].status is Status.UNDECIDED
+    assert found["latency, batch 8"].status is Status.INCOMPARABLE
     assert "not in the old report: no reason but this test" in found["latency, batch 8"].reason
     fewer = with_ratio(old, latency={"1": old.ratio.latency["1"]})
     assert check(fewer, old)["latency, batch 8"].status is Status.NOT_MEASURED
-    assert check(old, fewer)["latency, batch 8"].status is Status.UNDECIDED
+    assert check(old, fewer)["latency, batch 8"].status is Status.INCOMPARABLE
 
 
 def test_changes_of_zero_or_nothing_have_no_ratio():
@@ -205,7 +206,7 @@ def test_more_samples_are_asked_for_in_both_runs():
     old, new = tight(sample_report(), latency=0.75), tight(sample_report(), latency=0.763)
     found = check(new, old, "latency")["latency, batch 1"]
     assert found.samples_to_settle > found.samples == 40
-    assert "in each run would settle it" in found.reason
+    assert "in each run would, as likely as not, settle it" in found.reason
 
 
 def test_an_old_report_and_what_is_allowed_need_each_other():
@@ -225,3 +226,57 @@ def test_a_power_mode_that_is_unknown_is_no_difference():
     )
     found = check(sample_report(telemetry=blind), sample_report(), "memory")["memory"]
     assert found.status is Status.PASS
+
+
+def never_decided():
+    """Pairs of reports of which latency cannot be decided: whatever the numbers are."""
+    good = sample_report()
+    why = dict.fromkeys(("ci95_low", "ci95_high"), "9 pairs of timed calls")
+    lost = Interval(value=2.0, ci95_low=None, ci95_high=None, why=why)
+    slow = tight(good, latency=2.0)
+    elsewhere = dataclasses.replace(slow, host={**HOST, "cpu": "Other"})
+    return {
+        "no interval now": (with_ratio(good, latency={"1": lost}), tight(good, latency=0.75)),
+        "no interval then": (slow, with_ratio(good, latency={"1": lost})),
+        "another machine": (elsewhere, tight(good, latency=0.75)),
+        "not in the old report": (slow, with_ratio(good, latency={})),
+        "no ratio of zero": (
+            slow,
+            with_ratio(good, latency={"1": Interval(value=0.0, ci95_low=0.0, ci95_high=0.0)}),
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", never_decided())
+def test_what_was_never_decided_is_not_let_through_as_undecided(name):
+    new, old = never_decided()[name]
+    config = GateConfig(max_regression=0.02, regression_of=("latency",), undecided_passes=True)
+    decision = run_gate(new, config, old=old)
+    assert not decision.passed
+    assert {f.status for f in decision.findings} <= {Status.NOT_MEASURED, Status.INCOMPARABLE}
+
+
+@pytest.mark.parametrize("what", ["precision", "runtime", "power mode"])
+def test_speed_of_another_precision_runtime_or_power_mode_is_not_compared(what):
+    packages = {**HOST["packages"], "onnxruntime": "1.23.0"}
+    old = sample_report(host={**HOST, "packages": packages})
+    found = check(other_speed(what), old, "latency", "compute", "throughput", "params", allowed=0.2)
+    assert found.pop("params").status is Status.PASS
+    assert len(found) == 6
+    for finding in found.values():
+        assert finding.status is Status.INCOMPARABLE
+        assert f"{what}: " in finding.reason
+
+
+def test_remarks_behind_the_protocol_are_no_other_protocol():
+    def remarked(text):
+        tasks = {k: dataclasses.replace(v, protocol=text) for k, v in sample_report().tasks.items()}
+        return sample_report(tasks=tasks)
+
+    old = remarked("k-NN, k = 20. 3 images were skipped.")
+    for text, expected in (
+        ("k-NN, k = 20. 5 images were skipped.", Status.PASS),
+        ("k-NN, k = 10. 3 images were skipped.", Status.INCOMPARABLE),
+    ):
+        found = check(remarked(text), old, "accuracy", allowed=0.2)["accuracy, knn_top1"]
+        assert found.status is expected

@@ -115,6 +115,17 @@ def test_a_batch_size_that_was_not_timed_fails():
     assert found.status is Status.NOT_MEASURED
 
 
+@pytest.mark.parametrize("name", [name for name, kind in KINDS.items() if kind.scope == "batch"])
+def test_a_batch_size_that_was_asked_for_and_not_timed_fails_the_rule_for_all(name):
+    report = dataclasses.replace(whole_report(), not_timed={"32": "the engine takes 1 to 8"})
+    found = {finding.scope: finding for finding in check(name, LIMITS[name][0], report=report)}
+    assert found["batch 32"].status is Status.NOT_MEASURED
+    assert found["batch 32"].reason == "the engine takes 1 to 8"
+    assert {f.status for s, f in found.items() if s != "batch 32"} == {Status.PASS}
+    # One that is named does not speak of the others.
+    assert set(statuses(check(name, f"8={LIMITS[name][0]}", report=report))) == {"batch 8"}
+
+
 def test_no_batch_size_at_all_does_not_pass():
     report = with_ratio(sample_report(not_timed={"8": "too large"}), latency={})
     (found,) = check("max-latency-ratio", "0.8", report=report)
@@ -127,7 +138,7 @@ def test_an_interval_that_is_missing_decides_nothing():
     ratio = Interval(value=0.5, ci95_low=None, ci95_high=None, why=why)
     report = with_ratio(sample_report(), latency={"1": ratio})
     (found,) = check("max-latency-ratio", "0.8", report=report)
-    assert found.status is Status.UNDECIDED
+    assert found.status is Status.NOT_MEASURED
     assert "9 pairs" in found.reason
 
 

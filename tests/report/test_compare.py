@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from ampdeploy.bench.host import PACKAGES
 from ampdeploy.errors import ConfigError
 from ampdeploy.report.compare import (
     compare,
@@ -19,9 +20,18 @@ from ampdeploy.report.compare import (
     run_names,
     to_plain,
 )
+from ampdeploy.report.conditions import timed_with
 from ampdeploy.report.result import Interval, Report
 from ampdeploy.report.terminal import comparison_notes, comparison_table
-from tests.report.samples import bare_report, fidelity, sample_report, timing, with_ratio
+from ampdeploy.targets.base import target_names as all_targets
+from tests.report.samples import (
+    bare_report,
+    engine_report,
+    fidelity,
+    sample_report,
+    timing,
+    with_ratio,
+)
 from tests.report.test_html import Page
 from tests.report.test_markdown import table_after
 
@@ -213,7 +223,7 @@ def test_markdown():
     ]
     assert table["Parameters"] == ["16.54 M"] * 3  # equal, so none is best
     assert "Energy per image" not in table
-    assert "elsewhere is not ranked there: other CPU: &lt;B>, not Example CPU | 3 GHz" in text
+    assert "elsewhere is not ranked there: other CPU: &lt;B>, not Example CPU \\| 3 GHz" in text
     assert "- no energy meter on this machine: Energy per image (a), Energy per image (b)" in text
 
 
@@ -259,3 +269,66 @@ def test_json_has_every_number():
         "comparable": True,
     }
     assert metric["entries"][2]["comparable"] is False
+
+
+def test_a_ratio_that_lost_its_interval_has_no_rank():
+    why = dict.fromkeys(("ci95_low", "ci95_high"), "9 pairs of timed calls")
+    lost = Interval(value=0.5, ci95_low=None, ci95_high=None, why=why)
+    found = ranks(
+        "Latency ratio, batch 1",
+        a=with_latency(0.74, 0.75, 0.76),
+        b=with_ratio(sample_report(), latency={"1": lost}),
+        c=with_latency(0.80, 0.81, 0.82),
+    )
+    assert found == {"a": 1, "b": None, "c": 2}
+
+
+def other_speed(what):
+    """A report of the same run, but for one thing that speed depends on."""
+    report = sample_report()
+    if what == "precision":
+        proof = engine_report().precision
+        return dataclasses.replace(report, precision=proof)
+    if what == "runtime":
+        packages = {**report.host["packages"], "onnxruntime": "1.99"}
+        return dataclasses.replace(report, host={**report.host, "packages": packages})
+    telemetry = dataclasses.replace(report.telemetry, power_mode="15W")
+    return dataclasses.replace(report, telemetry=telemetry)
+
+
+@pytest.mark.parametrize("what", ["precision", "runtime", "power mode"])
+def test_speed_of_another_precision_runtime_or_power_mode_is_not_ranked(what):
+    packages = {**sample_report().host["packages"], "onnxruntime": "1.23.0"}
+    first = sample_report(host={**sample_report().host, "packages": packages})
+    for line in ("Latency ratio, batch 1", "Device compute ratio, batch 8",
+                 "Throughput ratio, batch 1", "Latency p50, batch 1"):  # fmt: skip
+        found = entries(line, a=first, b=other_speed(what))["b"]
+        assert found.why is not None, line
+        assert f"other {what}: " in found.why
+        assert found.rank is None
+    assert entries("Parameters", a=first, b=other_speed(what))["b"].comparable
+
+
+@pytest.mark.parametrize("target", all_targets())
+def test_the_runtime_of_every_target_is_known(target):
+    packages = dict.fromkeys(PACKAGES, "1.0")
+    report = sample_report(target=target, host={**sample_report().host, "packages": packages})
+    assert "1.0" in timed_with(report)["runtime"]
+
+
+def test_what_one_run_does_not_know_is_no_difference():
+    blind = dataclasses.replace(
+        sample_report().telemetry, power_mode=None, why={"power_mode": "no sensor"}
+    )
+    several = {"a": sample_report(telemetry=blind), "b": other_speed("runtime")}
+    assert all(e.comparable for e in entries("Latency ratio, batch 1", **several).values())
+
+
+def test_engines_name_their_runtime():
+    old = engine_report()
+    newer = {
+        role: dataclasses.replace(engine, tensorrt="trt-rtx 1.8.0")
+        for role, engine in old.engine.items()
+    }
+    found = entries("Latency ratio, batch 1", a=old, b=engine_report(engine=newer))["b"]
+    assert found.why == "other runtime: trt-rtx 1.8.0, not trt-rtx 1.7.1.116"

@@ -157,14 +157,14 @@ def test_everything_else_is_there():
         "c" * 64,
         "Apache-2.0",
         "A note.",
-        "`a/x.jpg`: cut",
+        "<code>a/x.jpg</code>: cut",
         "numpy 2.4.6",
         "not distilled",
         "Warm-up 15 pairs in 3.2 s (settled), then 40 pairs in 20.3 s.",
         "Chance would share 2.0%",
         "310.0 MB (baseline) and 250.0 MB (pruned)",
-        f"- {NO_METER}: `baseline.energy_j_per_image`, `baseline.energy`, `pruned.energy_j_per",
-        "- 40 timed calls; p99 needs 500: `baseline.latency_ms[1].p99`, `baseline.latency_ms[8]",
+        f"- {NO_METER}: <code>baseline.energy_j_per_image</code>, <code>baseline.energy</code>, ",
+        "- 40 timed calls; p99 needs 500: <code>baseline.latency_ms\\[1\\].p99</code>, ",
         "Not measured: CUDA graph (it runs on the CPU); Energy (no energy meter on this machine).",
         "Throughput at batch 8: 2 batches in flight; the models take turns, 10 windows of 0.5 s",
         "40 samples in 41 s: power mode performance; throttled: never; other processes: 1.0%",
@@ -185,7 +185,7 @@ def test_nulls_come_with_their_reason():
     assert "Not verified: no reason but this test." in text
     names = text.split("- no reason but this test: ")[1].split("\n")[0]
     for name in ("baseline.memory_bytes", "pruned.accuracy", "ratio.latency", "fidelity"):
-        assert f"`{name}`" in names
+        assert f"<code>{name}</code>" in names
 
 
 def test_precision_and_engines_are_shown():
@@ -211,7 +211,7 @@ def test_an_engine_that_was_not_tested_is_called_so():
     text = render_markdown(engine_report(engine={"baseline": whole, "pruned": untested}))
     assert "The pruned engine is not tested: no GPU here." in text
     assert "The baseline engine was run on 16 images" in text
-    assert "- no GPU here: `engine[pruned].test`" in text
+    assert "- no GPU here: <code>engine\\[pruned\\].test</code>" in text
 
 
 def test_batches_that_an_engine_does_not_take_are_named():
@@ -247,7 +247,8 @@ def test_speed_without_interval_is_not_established():
 
 def test_the_method_is_said_with_what_was_asked():
     text = render_markdown(sample_report())
-    assert "Search `divergence` on loss of cosine, params_cut 0.25; repair `refit`;" in text
+    assert "Search <code>divergence</code> on loss of cosine, params_cut 0.25; " in text
+    assert "repair <code>refit</code>;" in text
     published = dataclasses.replace(
         sample_report().method,
         search="amp",
@@ -257,8 +258,8 @@ def test_the_method_is_said_with_what_was_asked():
     )
     text = render_markdown(sample_report(method=published))
     assert (
-        "Search `amp` on entropy, threshold 0.005, batch_size 64, inv_temperature 20.0; "
-        "repair `none`;" in text
+        "Search <code>amp</code> on entropy, threshold 0.005, batch_size 64, inv_temperature 20.0; "
+        "repair <code>none</code>;" in text
     )
 
 

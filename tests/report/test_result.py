@@ -109,6 +109,13 @@ def test_null_needs_a_reason():
         Interval(value=1.0, ci95_low=None, ci95_high=None)
 
 
+@pytest.mark.parametrize("reason", [None, "", " ", 3])
+def test_a_reason_that_says_nothing_is_none(reason):
+    why = {"ci95_low": "9 pairs", "ci95_high": reason}
+    with pytest.raises(ValueError, match="why ci95_high is null is"):
+        Interval(value=1.0, ci95_low=None, ci95_high=None, why=why)
+
+
 def test_nan_is_not_written():
     with pytest.raises(ValueError, match="nan"):
         to_plain(Interval(value=float("nan"), ci95_low=0.0, ci95_high=1.0))
