@@ -11,7 +11,7 @@ import numpy as np
 
 from ampdeploy.report.result import Interval
 
-MIN_FOR_INTERVAL = 10  # pairs: below, resampling the same few calls says nothing
+MIN_FOR_INTERVAL = 20  # pairs: with 10, "95%" intervals hold 85% of the time
 RESAMPLES = 2000
 RESAMPLE_CHUNK = 100  # resamples at once; bounds memory
 
@@ -34,8 +34,24 @@ def ratio_of_medians(
         pruned_ms: (n,)
         rng: Draws the resamples; None: one with seed 0, so that the same times give the same.
     """
+    return _of_medians(baseline_ms, pruned_ms, np.divide, rng)
+
+
+def difference_of_medians(
+    baseline_ms: np.ndarray, pruned_ms: np.ndarray, *, rng: np.random.Generator | None = None
+) -> Interval:
+    """Median(pruned) - median(baseline) in ms, as `ratio_of_medians`."""
+    return _of_medians(baseline_ms, pruned_ms, np.subtract, rng)
+
+
+def _of_medians(
+    baseline_ms: np.ndarray,
+    pruned_ms: np.ndarray,
+    compare: np.ufunc,
+    rng: np.random.Generator | None,
+) -> Interval:
     rng = rng or np.random.default_rng(0)
-    value = float(np.median(pruned_ms) / np.median(baseline_ms))
+    value = float(compare(np.median(pruned_ms), np.median(baseline_ms)))
     n = len(baseline_ms)
     if n < MIN_FOR_INTERVAL:
         return _no_interval(
@@ -43,12 +59,13 @@ def ratio_of_medians(
         )
     length = block_pairs(n)
     offsets = np.arange(length)
-    ratios: list[np.ndarray] = []
+    found: list[np.ndarray] = []
     for _ in range(RESAMPLES // RESAMPLE_CHUNK):
         starts = rng.integers(0, n, size=(RESAMPLE_CHUNK, -(-n // length), 1))
         chosen = ((starts + offsets) % n).reshape(RESAMPLE_CHUNK, -1)[:, :n]
-        ratios.append(np.median(pruned_ms[chosen], axis=1) / np.median(baseline_ms[chosen], axis=1))
-    low, high = np.percentile(np.concatenate(ratios), [2.5, 97.5])
+        slim, dense = (np.median(ms[chosen], axis=1) for ms in (pruned_ms, baseline_ms))
+        found.append(compare(slim, dense))
+    low, high = np.percentile(np.concatenate(found), [2.5, 97.5])
     return Interval(value=value, ci95_low=float(low), ci95_high=float(high))
 
 

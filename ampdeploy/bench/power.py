@@ -1,9 +1,17 @@
 """Energy of each model's runs, with what the machine draws anyway taken off.
 
-Idle, model A without a pause, idle, model B without a pause, idle. Both models are open all the
-time, so idle is a device that has them loaded and waits. Short bursts lie: NVML looks at some GPUs
-a quarter of the time only (Yang, Adamek, Armour, https://arxiv.org/abs/2312.02741), so each model
-runs for half a minute at least.
+Model A without a pause, B, B, A, each half of a model's time, and idle before, between and after.
+Both models are open all the time, so idle is a device that has them loaded and waits. Short bursts
+lie: NVML looks at some GPUs a quarter of the time only (Yang, Adamek, Armour,
+https://arxiv.org/abs/2312.02741), so each model runs for half a minute at least, both halves
+together.
+
+What drifts in a straight line cancels: in idle power between the idle times before and after a run,
+in what a model itself adds (a warmer chip leaks more) between A B and B A. What is left has no
+interval, as two runs of a model are too few for one: the part of a drift that is not straight, of
+idle power at most half of `DRIFT_AT_MOST`, 2.5% of joules per image; other processes up to
+`OTHERS_AT_MOST`; and the meter's own error, of which a factor cancels in the ratio of two models
+and not in their joules.
 """
 
 from __future__ import annotations
@@ -32,7 +40,7 @@ LOOK_S = 1.0  # between two looks at the counter: after a reset it needs longer 
 
 OTHERS_AT_MOST = 0.05  # of the CPU's time, or of the GPU's while we are idle
 ADDED_AT_LEAST = 0.01  # by a run to idle power: below, it is lost in the meter's own error
-DRIFT_AT_MOST = 0.25  # of idle power around a run, relative to what the run adds
+DRIFT_AT_MOST = 0.05  # of idle power around a run, relative to what the run adds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +64,14 @@ class _Span:
         return self.joules / self.seconds
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Busy:
+    """One run, and idle power around it."""
+
+    span: _Span
+    idle_watts: float
+
+
 def measure_energy(
     runners: Mapping[str, Runner],
     images: np.ndarray,
@@ -70,7 +86,8 @@ def measure_energy(
         runners: Open runners by role, all on one device.
         images: (N, 3, S, S) float32 real images, preprocessed.
         batch_size: Images per call.
-        seconds: Each model runs for this long; None: `ENERGY_SECONDS`; 0: not at all.
+        seconds: Each model runs for this long, in two halves; None: `ENERGY_SECONDS`; 0: not at
+            all.
         root: Where ``sys`` lies.
 
     Returns:
@@ -106,41 +123,54 @@ def _measure(
     meter: Meter,
     clock: Clock,
 ) -> dict[str, EnergyResult]:
-    whole = len(runners) * (WARMUP_S + seconds) + (1 + len(runners)) * (SETTLE_S + IDLE_S)
+    order = (*runners, *reversed(list(runners)))
+    half = seconds / 2
+    whole = len(order) * (WARMUP_S + half) + (1 + len(order)) * (SETTLE_S + IDLE_S)
     log.info("        energy by %s: about %.0f s", meter.source, whole)
-    load = CpuLoad()
+    runs: dict[str, list[_Busy]] = {role: [] for role in runners}
     before = _idle(meter, clock)
-    found = {}
-    for role, runner in runners.items():
-        _run(runner, batches, WARMUP_S, meter, clock)
-        busy = _run(runner, batches, seconds, meter, clock)
-        _check_alone(meter, load)
+    for role in order:
+        _run(runners[role], batches, WARMUP_S, _Count(meter, clock))
+        count = _Count(meter, clock)
+        images = _run(runners[role], batches, half, count)
+        span = count.end(images=images)
         after = _idle(meter, clock)
-        idle = _idle_watts(before, after, busy)
-        added = (busy.watts - idle) * busy.seconds
-        found[role] = EnergyResult(
-            batch_size=len(batches[0]),
-            images=busy.images,
-            seconds=busy.seconds,
-            mean_watts=busy.watts,
-            idle_watts=idle,
-            source=meter.source,
-            joules_per_image=added / busy.images,
-        )
+        runs[role].append(_Busy(span=span, idle_watts=_idle_watts(before, after, span)))
         before = after
-    return found
+    return {
+        role: _joined(halves, batch_size=len(batches[0]), source=meter.source)
+        for role, halves in runs.items()
+    }
 
 
-def _run(
-    runner: Runner, batches: list[np.ndarray], seconds: float, meter: Meter, clock: Clock
-) -> _Span:
-    """Call after call without a pause, for `seconds` and up to the end of the last call."""
-    count, calls = _Count(meter, clock), 0
+def _joined(halves: list[_Busy], *, batch_size: int, source: str) -> EnergyResult:
+    seconds = sum(half.span.seconds for half in halves)
+    images = sum(half.span.images for half in halves)
+    joules = sum(half.span.joules for half in halves)
+    idle_joules = sum(half.idle_watts * half.span.seconds for half in halves)
+    return EnergyResult(
+        batch_size=batch_size,
+        images=images,
+        seconds=seconds,
+        mean_watts=joules / seconds,
+        idle_watts=idle_joules / seconds,
+        source=source,
+        joules_per_image=(joules - idle_joules) / images,
+    )
+
+
+def _run(runner: Runner, batches: list[np.ndarray], seconds: float, count: _Count) -> int:
+    """Call after call without a pause, for `seconds` and up to the end of the last call.
+
+    Returns:
+        Images that went through.
+    """
+    calls = 0
     while count.seconds() < seconds:
         runner.run(batches[calls % len(batches)])
         calls += 1
         count.look()
-    return count.end(images=calls * len(batches[0]))
+    return calls * len(batches[0])
 
 
 def _idle(meter: Meter, clock: Clock) -> _Span:
@@ -163,10 +193,15 @@ def _idle(meter: Meter, clock: Clock) -> _Span:
 
 
 class _Count:
-    """A meter's joules from now on, looked at now and then so that no reset is missed."""
+    """A meter's joules from now on, looked at now and then.
+
+    So that no reset is missed, and nobody else who comes and goes meanwhile.
+    """
 
     def __init__(self, meter: Meter, clock: Clock) -> None:
         self._meter, self._clock = meter, clock
+        # Of this time alone: over a longer one, a core that others keep busy now would be diluted.
+        self._load = CpuLoad()
         self._first = self._last = meter.joules()
         self._start = self._looked = clock.now()
 
@@ -176,10 +211,15 @@ class _Count:
     def look(self) -> None:
         if self._clock.now() - self._looked >= LOOK_S:
             self._read()
+            _check_gpu_alone(self._meter)
 
     def end(self, *, images: int) -> _Span:
         seconds = self.seconds()
-        return _Span(joules=self._read() - self._first, seconds=seconds, images=images)
+        span = _Span(joules=self._read() - self._first, seconds=seconds, images=images)
+        _check_gpu_alone(self._meter)
+        if self._meter.counts_cpu:
+            _check_cpu_alone(self._load)
+        return span
 
     def _read(self) -> float:
         joules = self._meter.joules()
@@ -192,14 +232,17 @@ class _Count:
         return joules
 
 
-def _check_alone(meter: Meter, load: CpuLoad) -> None:
+def _check_gpu_alone(meter: Meter) -> None:
     processes = meter.gpu_processes()
     if processes is not None and processes > 1:  # ours is one, also where its number is not ours
         raise SensorError(
             f"{processes - 1} other process(es) hold the GPU, whose energy is counted for all: "
             "stop them first (nvidia-smi lists them)"
         )
-    others = load.others() if meter.counts_cpu else None
+
+
+def _check_cpu_alone(load: CpuLoad) -> None:
+    others = load.others()
     if others is not None and others > OTHERS_AT_MOST:
         raise SensorError(
             f"other processes took {others:.0%} of the CPU, and their energy is counted too: stop "

@@ -28,6 +28,7 @@ Sensor = Callable[[], "float | None"]
 
 INTERVAL_S = 0.5
 COST_AT_MOST = 0.001  # of one core; where sensors are dear, they are read less often
+MIN_FOR_THROTTLED = 3  # samples: fewer say nothing about the time between them
 
 
 class Watch:
@@ -48,7 +49,7 @@ class Watch:
         self._temperatures: dict[str, list[Sensor]] = {}
         self._values: dict[tuple[str, str], list[float]] = {}
         self._slowed: dict[str, None] = {}  # an ordered set
-        self._sees_throttling = False
+        self._sees_throttling = False  # of what the models run on
         self._samples = 0
         self._cost_s = 0.0
         self._end = self._start = 0.0
@@ -107,8 +108,9 @@ class Watch:
             why["temperature_c"] = f"the kernel shows no thermal zones{gpu}"
         if self._mode is None:
             why["power_mode"] = f"no nvpmodel, and the CPU has no frequency governor{gpu}"
-        if not self._sees_throttling:
-            why["throttled"] = f"the kernel shows no throttle counters{gpu}"
+        why_no_throttled = self._why_no_throttled()
+        if why_no_throttled is not None:
+            why["throttled"] = why_no_throttled
         if self._others is None:
             why["other_load"] = "no CPU time has passed"
         return Telemetry(
@@ -117,10 +119,30 @@ class Watch:
             power_mode=self._mode,
             clocks_mhz=clocks,
             temperature_c=temperatures,
-            throttled=tuple(self._slowed) if self._sees_throttling else None,
+            throttled=None if why_no_throttled is not None else tuple(self._slowed),
             other_load=self._others,
             why=why,
         )
+
+    def why_throttling_is_hidden(self) -> str | None:
+        """Why this machine does not tell whether what the models run on is throttled.
+
+        None: it does.
+        """
+        if self._sees_throttling:
+            return None
+        gpu = f"; {self._why_no_nvml}" if self._why_no_nvml else ""
+        if self._device == "cuda":
+            return f"the kernel shows no throttle alert of a GPU{gpu}"
+        return f"the kernel shows no throttle counters{gpu}"
+
+    def _why_no_throttled(self) -> str | None:
+        if self._slowed:  # what was seen was seen; to say that there was nothing takes more
+            return None
+        why = self.why_throttling_is_hidden()
+        if why is None and self._samples < MIN_FOR_THROTTLED:
+            why = f"{self._samples} sample(s); that nothing was seen needs {MIN_FOR_THROTTLED}"
+        return why
 
     def _find(self, files: ExitStack) -> None:
         clocks = kernel.clocks(self._root)
@@ -135,9 +157,12 @@ class Watch:
                 files.callback(counter.close)
         self._clocks = {name: list(sensors) for name, sensors in clocks.items()}
         self._temperatures = {name: list(sensors) for name, sensors in temperatures.items()}
-        self._sees_throttling = bool(self._counters or self._alerts)
         if self._device == "cuda":
+            # What the CPU's counters say is reported, but says nothing about the GPU.
+            self._sees_throttling = kernel.GPU_ALERT in self._alerts
             self._find_gpu(files)
+        else:
+            self._sees_throttling = bool(self._counters or self._alerts)
 
     def _find_gpu(self, files: ExitStack) -> None:
         try:

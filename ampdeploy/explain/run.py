@@ -59,8 +59,8 @@ def explain_pair(
     """
     if batch < 1 or runs < MIN_RUNS or (threads is not None and threads < 1):
         raise ConfigError(
-            f"--batch {batch}, --runs {runs}, --threads {threads}: batch and threads must be 1 or "
-            f"more, and runs {MIN_RUNS} or more, or there is no interval."
+            f"--batch {batch}, --runs {runs}, --threads {threads}: give batch and threads of 1 or "
+            f"more, and runs of {MIN_RUNS} or more: with fewer there is no interval to trust."
         )
     opened = get_target(target)
     if baseline.suffix in ENGINE_SUFFIXES:

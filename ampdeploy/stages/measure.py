@@ -78,14 +78,27 @@ def evaluate(run: Run) -> dict[str, Any]:
 
 
 def bench_options(config: BuildConfig) -> dict[str, Any]:
-    """The machine belongs to a measurement: on another one it is made again."""
+    """The machine belongs to a measurement: on another one, or with another meter, it is made
+    again."""
     from ampdeploy.bench.host import machine_identity
 
     return {
         "target": config.target,
-        MACHINE: {**machine_identity(), **machine_options(config)},
+        MACHINE: {**machine_identity(), **machine_options(config), **_meters(config)},
         **to_json(config.bench),
     }
+
+
+def _meters(config: BuildConfig) -> dict[str, Any]:
+    """Where energy would be read, or why nowhere; nothing where it will not be measured."""
+    from ampdeploy.bench.sensors.survey import survey_meter
+
+    if config.bench.energy_seconds == 0 or find_judge(config).why_no_engine is not None:
+        return {}
+    # PyTorch takes the GPU where there is one.
+    device = {"ort": ("cpu",), "torch": ("cpu", "cuda")}.get(config.target, ("cuda",))
+    found = {name: survey_meter(name) for name in device}
+    return {"meters": {name: {"source": s, "why": why} for name, (s, why) in found.items()}}
 
 
 def bench(run: Run) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import pytest
 from ampdeploy.bench import telemetry
 from ampdeploy.bench.sensors import kernel, load
 from ampdeploy.bench.sensors.load import CpuLoad
+from ampdeploy.bench.sensors.survey import survey_sensors
 from ampdeploy.bench.telemetry import COST_AT_MOST, Watch
 from ampdeploy.report.codec import from_plain, to_plain
 from ampdeploy.report.result import Spread, Telemetry
@@ -98,7 +99,7 @@ def test_other_boards_name_their_parts_otherwise(tmp_path, cheap):
     assert set(seen.temperature_c) == {"cpu-thermal", "tj-thermal"}  # its GPU is switched off
     assert seen.power_mode == "nvpmodel 120W"
     assert seen.throttled is None
-    assert "no throttle counters" in seen.why["throttled"]
+    assert "no throttle alert of a GPU" in seen.why["throttled"]
 
     root = plant("orin_nx_nano", tmp_path / "nx")
     install_nvpmodel(tmp_path, "not as root", status=1)
@@ -113,7 +114,7 @@ def test_other_boards_name_their_parts_otherwise(tmp_path, cheap):
 def test_a_servers_throttling_is_what_happened_meanwhile(tmp_path, cheap):
     root = plant("x86_server", tmp_path / "root")
     with Watch("cpu", root=root, interval=FAST) as watch:
-        samples(watch, 1)
+        samples(watch, 3)
     seen = watch.result()
     assert seen.throttled == ()
     assert seen.power_mode == "governor powersave"
@@ -123,6 +124,43 @@ def test_a_servers_throttling_is_what_happened_meanwhile(tmp_path, cheap):
     with Watch("cpu", root=root, interval=FAST) as watch:
         overwrite(root, "sys/devices/system/cpu/cpu0/thermal_throttle/package_throttle_count", "6")
     assert watch.result().throttled == ("cpu: thermal (package)",)
+
+
+def test_a_cpus_counters_do_not_say_that_the_gpu_was_not_throttled(monkeypatch, tmp_path, cheap):
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    root = plant("x86_server", tmp_path / "root")
+    with Watch("cuda", root=root, interval=FAST) as watch:
+        samples(watch, 3)
+    seen = watch.result()
+    assert seen.throttled is None
+    assert "no throttle alert of a GPU" in seen.why["throttled"]
+    assert "nvidia-ml-py" in seen.why["throttled"]
+    with Watch("cuda", root=root, interval=FAST) as watch:
+        overwrite(root, "sys/devices/system/cpu/cpu0/thermal_throttle/package_throttle_count", "6")
+    assert watch.result().throttled == ("cpu: thermal (package)",)
+
+    install_nvml(monkeypatch, Nvml())
+    with Watch("cuda", root=root, interval=FAST) as watch:
+        samples(watch, 3)
+    assert watch.result().throttled == ()
+
+
+def test_few_samples_do_not_say_that_nothing_was_throttled(tmp_path):
+    root = plant("x86_server", tmp_path / "root")
+    with Watch("cpu", root=root, interval=60.0) as watch:
+        samples(watch, 1)
+    seen = watch.result()
+    assert seen.throttled is None
+    assert seen.why["throttled"] == "1 sample(s); that nothing was seen needs 3"
+
+
+def test_a_survey_needs_no_more_than_a_moment_to_tell_whether_throttling_is_seen(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    seen, why = survey_sensors("cuda")["throttling"]
+    assert seen is None
+    assert "nvidia-ml-py" in why
+    install_nvml(monkeypatch, Nvml())
+    assert survey_sensors("cuda")["throttling"] == ("its reasons are seen", None)
 
 
 def test_a_gpu_is_seen_through_nvml(monkeypatch, tmp_path, cheap):

@@ -73,7 +73,7 @@ def test_a_run_whose_graph_was_changed_is_refused(exported_run, tmp_path, capsys
         (["{onnx}"], 2, "compares two models"),
         (["{onnx}", "--baseline", "nowhere.onnx"], 1, "there is no file nowhere.onnx"),
         (["nowhere.onnx", "--baseline", "{onnx}"], 1, "there is no file nowhere.onnx"),
-        (["{onnx}", "--baseline", "{onnx}", "--runs", "3"], 2, "--runs 3"),
+        (["{onnx}", "--baseline", "{onnx}", "--runs", "19"], 2, "runs of 20 or more"),
         (["{onnx}", "--baseline", "{weights}"], 2, "compare two files of one kind"),
         (["{weights}", "--baseline", "{weights}"], 2, "the target is torch"),
         (["{folder}"], 1, "manifest.json"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -94,6 +96,41 @@ def test_what_shrank_without_getting_as_much_faster_is_named(after_ms, not_faste
     assert found.numbers["less_than_predicted"] == behind
     assert ("block 0 mlp fc1" in found.says) == bool(behind)
     assert found.numbers["lost_ms"] == pytest.approx(after_ms - 4 if behind else 0, abs=0.1)
+
+
+def test_layers_fused_across_kinds_do_not_lower_the_bound():
+    blob = timed("blob", kinds.MIXED, 8.0, flops=5)
+    found = findings(model(8.0, 8, more=(blob,)), model(4.0, 4, more=(blob,)))["outside_mlp"]
+    assert found.numbers["most_speedup"] == pytest.approx(24 / 8, abs=0.01)
+
+
+@pytest.mark.parametrize(("more_ms", "says"), [(0.0, "does not change"), (0.4, "changes (+0.400")])
+def test_time_between_operators_is_called_unchanged_only_where_it_is(more_ms, says):
+    slim = model(4.0, 4)
+    slim = replace(slim, run_ms=slim.run_ms + more_ms)
+    assert f"which pruning {says}" in findings(model(8.0, 8), slim)["overhead"].says
+
+
+def test_a_hundred_cells_as_fast_as_predicted_are_not_called_slower():
+    """Noise alone: of 100 intervals of 95% some lie above the prediction."""
+    rng = np.random.default_rng(3)
+
+    def many(ms, flops):
+        cells = tuple(
+            replace(
+                timed(f"fc{block}", kinds.FC1, ms, flops=flops, block=block),
+                ms=ms * np.exp(0.1 * rng.standard_normal(RUNS)),
+            )
+            for block in range(1, 101)
+        )
+        return model(8.0 if ms == 2 else 4.0, flops, more=cells)
+
+    dense, slim = many(2.0, 8_000_000), many(1.0, 4_000_000)
+    alone = [c for c in make_cells(dense, slim, None) if c.predicted == 0.5]
+    assert sum(c.measured.ci95_low > 0.5 for c in alone) > 0
+    found = findings(dense, slim, machine=None)["shrank_but"].numbers
+    assert found["less_than_predicted"] == 0
+    assert found["lost_ms"] == pytest.approx(sum(c.pruned_ms - c.baseline_ms / 2 for c in alone))
 
 
 @pytest.mark.parametrize(("fused", "says"), [(0, "not fused"), (1, "is fused, one operator in")])

@@ -114,6 +114,10 @@ def throttle_counters(root: Path) -> dict[str, list[NumberFile]]:
     return found
 
 
+GPU_ALERT = "gpu: thermal"
+"""The reason of `throttle_alerts` that is the GPU's own."""
+
+
 def throttle_alerts(root: Path) -> dict[str, NumberFile]:
     """Reason -> a cooling device that is above 0 while a Jetson's firmware lowers clocks."""
     return dict(_alerts(root))

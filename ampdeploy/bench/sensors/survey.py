@@ -6,13 +6,8 @@ from ampdeploy.bench.sensors.files import SensorError
 from ampdeploy.bench.sensors.meter import find_meter
 from ampdeploy.bench.telemetry import Watch
 
-# What is watched while models are timed -> field of `Telemetry`.
-SENSORS = {
-    "clocks": "clocks_mhz",
-    "temperatures": "temperature_c",
-    "power mode": "power_mode",
-    "throttling": "throttled",
-}
+# What is watched while models are timed.
+SENSORS = ("clocks", "temperatures", "power mode", "throttling")
 
 
 def survey_meter(device: str) -> tuple[str | None, str | None]:
@@ -29,13 +24,13 @@ def survey_sensors(device: str) -> dict[str, tuple[str | None, str | None]]:
     with Watch(device) as watch:
         pass
     seen = watch.result()
-    found = {
-        "clocks": ", ".join(seen.clocks_mhz),
-        "temperatures": ", ".join(seen.temperature_c),
-        "power mode": seen.power_mode,
-        "throttling": None if seen.throttled is None else "its reasons are seen",
-    }
+    hidden = watch.why_throttling_is_hidden()
+    clocks, temperatures = ", ".join(seen.clocks_mhz), ", ".join(seen.temperature_c)
     return {
-        name: (found[name], None) if found[name] else (None, seen.why[field])
-        for name, field in SENSORS.items()
+        "clocks": (clocks, None) if clocks else (None, seen.why["clocks_mhz"]),
+        "temperatures": (
+            (temperatures, None) if temperatures else (None, seen.why["temperature_c"])
+        ),
+        "power mode": (seen.power_mode, seen.why.get("power_mode")),
+        "throttling": (None, hidden) if hidden else ("its reasons are seen", None),
     }
