@@ -8,11 +8,15 @@ import re
 import jsonschema
 import pytest
 
+from ampdeploy.cli import main
 from ampdeploy.errors import ArtifactError
 from ampdeploy.report.result import Report
 from ampdeploy.report.schema import SCHEMA_FILE, check_file, report_schema, schema_text
+from tests.conftest import REPOSITORY
 from tests.report.samples import bare_report, engine_report, sample_report, whole_report
 from tests.report.test_result import ALL_KEYS
+
+RESULTS = REPOSITORY / "benchmarks" / "results"
 
 SAMPLES = {
     "full": sample_report,
@@ -137,3 +141,8 @@ def test_a_badly_damaged_file_does_not_flood_the_terminal(tmp_path):
     with pytest.raises(ArtifactError, match=r"and \d+ more") as caught:
         check_file(file)
     assert len(str(caught.value).splitlines()) == 13
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("demo_*.json")), ids=lambda path: path.name)
+def test_the_committed_reports_can_be_read_and_pass(path):
+    assert main(["report", "--check", str(path)]) == 0
