@@ -165,11 +165,14 @@ def train_probe(features: np.ndarray, labels: np.ndarray, penalty: float) -> Pro
     """A probe of features (M, C) with labels (M,) of two classes or more."""
     linear = require("sklearn.linear_model", needed_by="the linear probe")
     warning = require("sklearn.exceptions", needed_by="the linear probe").ConvergenceWarning
+    pools = require("threadpoolctl", needed_by="the linear probe")  # scikit-learn brings it
     scale = _root_mean_square(features)
     model = linear.LogisticRegression(C=penalty, max_iter=MAX_ITERATIONS)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", warning)
-        model.fit(_scaled(features, scale), labels)
+        # Thousands of products of small matrices: two threads took ten times as long as one.
+        with pools.threadpool_limits(1):
+            model.fit(_scaled(features, scale), labels)
     converged = not any(issubclass(item.category, warning) for item in caught)
     return Probe(model=model, scale=scale, penalty=penalty, converged=converged)
 
