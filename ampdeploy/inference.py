@@ -8,20 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ampdeploy.closing import Closing
 from ampdeploy.device.preprocess import Preprocessing, preprocessing_of, read_preprocessing
 from ampdeploy.errors import ArtifactError, DataError
 from ampdeploy.targets.base import ENGINE_SUFFIXES, Runner, get_target, target_for
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    pass
 
 
-class Model:
+class Model(Closing):
     """A deployed model, open. A context manager: what it holds of a GPU is freed at the end."""
 
     def __init__(self, runner: Runner, preprocess: Preprocessing) -> None:
@@ -49,17 +49,6 @@ class Model:
     def close(self) -> None:
         """Free the model. Closing twice is allowed."""
         self.runner.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def open_model(path: Path | str, *, target: str | None = None, threads: int | None = None) -> Model:

@@ -10,11 +10,11 @@ import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from ampdeploy.closing import Closing
 from ampdeploy.errors import AmpDeployError, ArtifactError, ConfigError, UnknownNameError
 
 # What a runner takes and returns is named as the tensors of the files it opens.
@@ -51,7 +51,7 @@ class CallTimes:
     """The device's part of it, by the runner's `compute_clock`; None where it has none."""
 
 
-class Runner(ABC):
+class Runner(Closing):
     """One loaded model. Owns its runtime's memory until `close`, or the end of a `with` block."""
 
     compute_clock: str | None = None
@@ -230,17 +230,6 @@ class Runner(ABC):
     @abstractmethod
     def _close_impl(self) -> None:
         """Drop what holds memory; called once."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 class Target(ABC):

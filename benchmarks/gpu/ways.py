@@ -14,19 +14,17 @@ import gc
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ampdeploy.closing import Closing
 from ampdeploy.export.names import OUTPUTS
 from ampdeploy.models.vision import VisionModel
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
-
     from benchmarks.gpu.graphs import Graphs
     from benchmarks.gpu.pairs import Pair
 
@@ -45,7 +43,7 @@ Function = Callable[[Tensor], Sequence[Tensor | None]]
 """Images (B, 3, S, S) on the device -> features, and patch features where there are any."""
 
 
-class Opened(ABC):
+class Opened(Closing):
     """One model, ready for one batch size, with its input buffers. Use in a `with` block."""
 
     clock: str
@@ -66,17 +64,6 @@ class Opened(ABC):
     @abstractmethod
     def close(self) -> None:
         """Free what it holds."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 class Way(ABC):

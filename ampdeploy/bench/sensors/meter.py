@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import threading
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, ClassVar
 
 from ampdeploy.bench.sensors import kernel
@@ -19,15 +18,16 @@ from ampdeploy.bench.sensors.files import SensorError
 from ampdeploy.bench.sensors.nvml import Nvml
 from ampdeploy.bench.sensors.rails import find_rails, total_of
 from ampdeploy.bench.sensors.rapl import Rapl
+from ampdeploy.closing import Closing
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    pass
 
 SAMPLE_S = 0.1  # between two readings of power where there is no counter
 MAX_GAP_S = 1.0  # between two readings; beyond, what happened in between is not known
 
 
-class Meter(ABC):
+class Meter(Closing):
     """Counts joules inside its ``with`` block."""
 
     source: str
@@ -54,17 +54,6 @@ class Meter(ABC):
     @abstractmethod
     def close(self) -> None:
         """Give back what it holds."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 class Integral:

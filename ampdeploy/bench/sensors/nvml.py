@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-from types import ModuleType, TracebackType
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ampdeploy.bench.sensors.files import SensorError
+from ampdeploy.closing import Closing
 from ampdeploy.errors import AmpDeployError, MissingDependencyError
 from ampdeploy.optional import require
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    pass
 
 _BUS_ID_BYTES = 64
 
@@ -35,7 +36,7 @@ _REASONS = {
 }
 
 
-class Nvml:
+class Nvml(Closing):
     """The GPU that CUDA uses first. What it does not support is None."""
 
     def __init__(self) -> None:
@@ -140,17 +141,6 @@ class Nvml:
         """End NVML."""
         with contextlib.suppress(self._module.NVMLError):
             self._module.nvmlShutdown()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _module() -> ModuleType:

@@ -16,10 +16,10 @@ import math
 import mmap
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from ampdeploy.artifacts import atomic_path
+from ampdeploy.closing import Closing
 from ampdeploy.device.engine.flavour import Flavour
 from ampdeploy.device.engine.log import make_logger
 from ampdeploy.device.engine.manifest import EngineManifest
@@ -31,7 +31,7 @@ from ampdeploy.models.wheel import cache_folder
 from ampdeploy.progress import log
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    pass
 
 
 _FLOAT_BYTES = 4
@@ -52,7 +52,7 @@ class EngineTensor:
         return batch * math.prod(self.shape) * _FLOAT_BYTES
 
 
-class LoadedEngine:
+class LoadedEngine(Closing):
     """Runtime, engine and execution context, dropped in the order that TensorRT wants."""
 
     def __init__(
@@ -227,14 +227,3 @@ class LoadedEngine:
         self._cache = None
         self.engine = None
         self.runtime = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
