@@ -74,8 +74,8 @@ def evaluate_pair(
     Returns:
         Plain data: fidelity (the fields of `report.result.Fidelity`); accuracy (per role, metric
         -> value), accuracy_difference (metric -> interval) and tasks (metric -> the fields of
-        `report.result.Task`), None with a `why` where the images have no labels; `why` also
-        explains each task that was left out.
+        `report.result.Task`), None with a `why` where no task gave any; and tasks_left_out (task
+        that was asked for -> why it gave none).
 
     Raises:
         ArtifactError: The head cannot be read, or does not fit the models or the images.
@@ -91,6 +91,7 @@ def evaluate_pair(
         "accuracy": None,
         "accuracy_difference": None,
         "tasks": None,
+        "tasks_left_out": {},
         "why": {},
     }
     why_not = _why_no_tasks(queries, bank, options)
@@ -107,6 +108,7 @@ def evaluate_pair(
     result["fidelity"] = compared.result()
     if why_not is not None:
         result["why"]["accuracy"] = why_not
+        result["tasks_left_out"] = dict.fromkeys(options.tasks, why_not)
         if head is not None:
             log.warning("        the head %s is not used: %s", head.name, why_not)
         return result
@@ -122,9 +124,7 @@ def evaluate_pair(
         classes=tuple(names),
         patch_means=_patch_means(compared, head, spec),
     )
-    judged = run_tasks(options.tasks, evidence, head=head)
-    result["why"] |= judged.pop("why")
-    return result | judged
+    return result | run_tasks(options.tasks, evidence, head=head)
 
 
 def _why_no_tasks(queries: ImageSet, bank: ImageSet | None, options: EvaluateConfig) -> str | None:

@@ -9,13 +9,14 @@ import pytest
 
 from ampdeploy.checkpoint import save_model
 from ampdeploy.cli import main
-from ampdeploy.config import EvaluateConfig
+from ampdeploy.config import DEFAULT_TASKS, EvaluateConfig
 from ampdeploy.data.folder import scan_eval
 from ampdeploy.data.label_file import KAGGLE
 from ampdeploy.data.loading import load_all
 from ampdeploy.errors import ArtifactError
 from ampdeploy.evaluate import evaluate_pair
 from ampdeploy.targets.base import FEATURES, PATCH_FEATURES, Runner, get_target
+from tests.data.samples import fill
 from tests.data.test_eval_layouts import WNIDS
 from tests.data.test_label_file import make_flat, write_kaggle
 from tests.targets.onnx_samples import write_linear_model
@@ -116,6 +117,35 @@ def test_a_folder_of_imagenets_shape_in_every_task(checkpoint, imagenet, tmp_pat
     assert "knn_top1" in shown
     assert "95% interval" in shown
     assert "supervised_top1: top-1 of linear head head.npz" in shown
+    assert (
+        "cosine_mean, patch_cosine_mean, patch_cosine_p1: 5 images; an interval needs 20" in shown
+    )
+    assert "cosine_p1: 5 images; about 368 would give the lower end" in shown
+
+
+def test_the_table_has_intervals_and_says_what_was_left_out(checkpoint, tmp_path, capsys):
+    fill(tmp_path / "many" / "a", 12)
+    fill(tmp_path / "many" / "b", 11, start=20)
+    fill(tmp_path / "many" / "c", 1, start=40)
+    command = ["eval", str(checkpoint), "--baseline", str(checkpoint), "--images"]
+    assert main([*command, str(tmp_path / "many"), "-q"]) == 0
+    shown = capsys.readouterr().out
+    rows = {
+        cells[0].strip(): [cell.strip() for cell in cells[1:]]
+        for cells in (line.strip("│").split("│") for line in shown.splitlines() if "│" in line)
+    }
+    assert rows["feature cosine, mean"] == ["1.0000", "1.0000 to 1.0000"]
+    assert rows["feature cosine, 1st percentile"] == ["1.0000", "at most 1.0000"]
+    assert rows["feature cosine, smallest"] == ["1.0000", "-"]
+    assert rows["shared 5 neighbours"][0] == "1.0000"
+    assert rows["shared 5 neighbours"][1].endswith(" to 1.0000")
+    assert "cosine_p1: 24 images; about 368 would give the lower end" in shown
+    assert ": left out, " not in shown
+    fill(tmp_path / "few" / "a", 1)
+    fill(tmp_path / "few" / "b", 1, start=20)
+    assert main([*command, str(tmp_path / "few"), "-q", "--labels"]) == 0
+    shown = capsys.readouterr().out
+    assert "task retrieval: left out, no image has another one of its class" in shown
 
 
 def test_supervised_is_the_head_on_the_features(openers, imagenet, tiny_model, tmp_path):
@@ -185,6 +215,9 @@ def test_no_labels_or_no_tasks_leave_fidelity(checkpoint, imagenet, capsys):
         assert main([*command, *options, "--json"]) == 0
         result = json.loads(capsys.readouterr().out)
         assert result["why"] == {"accuracy": reason}
+        # What was asked for and left out is told apart from what nobody asked for.
+        asked = DEFAULT_TASKS if "--no-labels" in options else ()
+        assert result["tasks_left_out"] == dict.fromkeys(asked, reason)
         assert (result["accuracy"], result["accuracy_difference"], result["tasks"]) == (None,) * 3
         assert result["fidelity"]["cosine_min"] == pytest.approx(1)
 

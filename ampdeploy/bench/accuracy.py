@@ -1,7 +1,8 @@
 """How close the pruned model's features are to the dense model's; what they are good for is judged
 by `ampdeploy.bench.tasks`.
 
-numpy only, so that it judges a checkpoint, an ONNX file or an engine alike.
+numpy only, so that it judges a checkpoint, an ONNX file or an engine alike. How far the numbers
+hold for other images is in `ampdeploy.bench.fidelity_intervals`.
 
 Array legend: N images, P patches per image, C feature width.
 """
@@ -13,9 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from ampdeploy.bench import fidelity_intervals as intervals
 from ampdeploy.bench.tasks.neighbours import finite, nearest
 from ampdeploy.errors import DataError, VerificationError
 from ampdeploy.export.names import FEATURES, PATCH_FEATURES
+from ampdeploy.report.codec import to_plain
+from ampdeploy.report.result import INTERVAL_FIELDS, Interval
 from ampdeploy.targets.base import Runner
 
 NEIGHBOURS = 5  # of the neighbour agreement
@@ -46,7 +50,8 @@ def cosine_rows(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 class FidelityAccumulator:
-    """Compares two models batch by batch; keeps per-image features, and of patches only means."""
+    """Compares two models batch by batch; keeps features of images, and of patches only means and
+    cosines."""
 
     def __init__(self, *, k: int = NEIGHBOURS) -> None:
         """Start with no images; `k` is the number of neighbours in `knn_agreement`."""
@@ -72,7 +77,13 @@ class FidelityAccumulator:
             )
         if PATCH_FEATURES in reference:
             cosines = cosine_rows(reference[PATCH_FEATURES], candidate[PATCH_FEATURES])
-            self._patch_cosines.append(cosines.ravel().astype(np.float32))
+            before = self._patch_cosines[0] if self._patch_cosines else cosines
+            if cosines.shape[1] != before.shape[1]:
+                raise VerificationError(
+                    f"images of {before.shape[1]} and of {cosines.shape[1]} patches cannot be "
+                    "judged together. Give images of one size."
+                )
+            self._patch_cosines.append(cosines.astype(np.float32))
             for means, outputs in zip(self._patch_means, (reference, candidate), strict=True):
                 means.append(outputs[PATCH_FEATURES].mean(axis=1))
 
@@ -98,41 +109,47 @@ class FidelityAccumulator:
         """Label-free closeness of the candidate to the reference on the images so far.
 
         Returns:
-            The fields of `ampdeploy.report.result.Fidelity`: cosine_{mean,p1,min} over images,
-            patch_cosine_{mean,p1} over all patches of all images, knn_agreement, knn_k, images,
-            and `why` for what is None. p1 is the first percentile, so near the minimum below 100
-            images.
+            The fields of `ampdeploy.report.result.Fidelity` as plain data: cosine_{mean,p1,min}
+            over images, patch_cosine_{mean,p1} over all patches of all images, knn_agreement,
+            knn_k, images, `intervals` of all but the minimum, and `why` for what is None. p1 is
+            the first percentile, so near the minimum below 100 images.
 
         Raises:
             DataError: No images were added.
         """
         reference, candidate = self.features
         cosines = cosine_rows(reference, candidate)
+        found: dict[str, Interval] = {
+            "cosine_mean": intervals.of_mean(cosines),
+            "cosine_p1": intervals.of_percentile(cosines),
+        }
         why: dict[str, str] = {}
-        agreement = None
         if len(reference) > 2 * self._k:
-            agreement = knn_agreement(reference, candidate, k=self._k)
+            found["knn_agreement"] = intervals.of_neighbours(
+                knn_agreement(reference, candidate, k=self._k),
+                lambda rows: knn_agreement(reference[rows], candidate[rows], k=self._k),
+                images=len(reference),
+                k=self._k,
+            )
         else:
             why["knn_agreement"] = (
                 f"{len(reference)} images; with {self._k} neighbours it needs more than "
                 f"{2 * self._k}, or chance alone agrees on half of them"
             )
-        patch_mean = patch_p1 = None
         if self._patch_cosines:
             patches = np.concatenate(self._patch_cosines)
-            patch_mean = float(patches.mean(dtype=np.float64))
-            patch_p1 = float(np.percentile(patches, 1))
+            # All images have as many, so that the mean of means is that of all patches.
+            by_image = patches.mean(axis=1, dtype=np.float64)
+            found["patch_cosine_mean"] = intervals.of_mean(by_image)
+            found["patch_cosine_p1"] = intervals.of_clustered_percentile(patches)
         else:
             why["patch_cosine_mean"] = why["patch_cosine_p1"] = "the model has no patch features"
         return {
             "images": len(reference),
-            "cosine_mean": float(cosines.mean()),
-            "cosine_p1": float(np.percentile(cosines, 1)),
+            **{name: found[name].value if name in found else None for name in INTERVAL_FIELDS},
             "cosine_min": float(cosines.min()),
-            "patch_cosine_mean": patch_mean,
-            "patch_cosine_p1": patch_p1,
-            "knn_agreement": agreement,
             "knn_k": self._k,
+            "intervals": to_plain(found),
             "why": why,
         }
 

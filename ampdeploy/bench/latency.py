@@ -1,7 +1,10 @@
 """Latency of two models, interleaved: A B, B A, A B ... in one run on the same images.
 
 A machine's clocks and neighbours drift; two separate runs measure that drift too. Here each pair
-of calls sees the same machine, and the ratio comes with an interval.
+of calls sees the same machine, and the ratio comes with an interval. Where a model's weights and
+buffers come to lie when it is opened makes it a percent faster or slower for as long as it is open,
+which no call tells; so `ampdeploy bench` opens both several times (Kalibera and Jones, "Rigorous
+benchmarking in reasonable time", ISMM 2013, https://doi.org/10.1145/2464157.2464160).
 """
 
 from __future__ import annotations
@@ -12,7 +15,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from ampdeploy.bench.intervals import ratio_of_medians as ratio_of_medians
-from ampdeploy.bench.turns import HARD_CAP_FACTOR, WARMUP_SHARE, Pairs, TimedByAll, timed, warm_up
+from ampdeploy.bench.intervals import ratio_over_loads
+from ampdeploy.bench.turns import (
+    HARD_CAP_FACTOR,
+    WARMUP_SHARE,
+    WINDOWS_COLD,
+    Pairs,
+    TimedByAll,
+    timed,
+    warm_up,
+)
 from ampdeploy.errors import ConfigError, DataError
 from ampdeploy.progress import log
 from ampdeploy.report.result import Interval, LatencyStats, Timing
@@ -40,7 +52,7 @@ class PairTimes:
     baseline: LatencyStats
     pruned: LatencyStats
     ratio: Interval
-    """Median of pruned / median of baseline."""
+    """Median of pruned / median of baseline; with several loads their geometric mean."""
     timing: Timing
 
 
@@ -53,6 +65,22 @@ class ClockedTimes:
     """None: a runner has no clock for it."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """Times of two models while both were open once."""
+
+    samples_ms: np.ndarray
+    """(pairs, 2 models, clocks), in the order in which they ran."""
+    clocks: tuple[str, ...]
+    """What each measures, in words."""
+    buffers: int
+    warmup_pairs: int
+    warmup_seconds: float
+    warmup_stable: bool
+    seconds: float
+    capped: bool
+
+
 def measure_interleaved(
     runners: Mapping[str, Runner],
     images: np.ndarray,
@@ -62,32 +90,38 @@ def measure_interleaved(
     max_seconds: float = 20.0,
     seed: int = 0,
 ) -> PairTimes:
-    """`measure_clocks`, of which only end to end is kept."""
-    return measure_clocks(
+    """Time models that are open already, end to end; see `measure_load`.
+
+    Its interval knows nothing of what another load of the same files would give: `ampdeploy bench`
+    opens them several times, and joins the loads.
+    """
+    load = measure_load(
         runners,
         images,
         batch_size=batch_size,
         min_runs=min_runs,
         max_seconds=max_seconds,
         seed=seed,
-    ).end_to_end
+    )
+    return join_clocks([load]).end_to_end
 
 
-def measure_clocks(
+def measure_load(
     runners: Mapping[str, Runner],
     images: np.ndarray,
     *,
     batch_size: int,
     min_runs: int = 30,
     max_seconds: float = 20.0,
+    warmup_seconds: float | None = None,
+    windows: int = WINDOWS_COLD,
     seed: int = 0,
-) -> ClockedTimes:
+) -> Load:
     """Time "baseline" and "pruned" against each other at one batch size.
 
-    Warms up until three successive windows agree (for at most half of `max_seconds`), then times
-    pairs of calls for `max_seconds`, and on until there are `min_runs` pairs. Models so slow that
-    this takes more than `HARD_CAP_FACTOR` times `max_seconds` are stopped there; the result then
-    has fewer pairs and says so (`timing.capped`).
+    Warms up until successive windows agree, then times pairs of calls for `max_seconds`, and on
+    until there are `min_runs` pairs. Models so slow that this takes more than `HARD_CAP_FACTOR`
+    times `max_seconds` are stopped there; the result then has fewer pairs and says so (`capped`).
 
     Args:
         runners: Open runners under the keys "baseline" and "pruned".
@@ -95,7 +129,9 @@ def measure_clocks(
         batch_size: Images per call; images repeat within a batch when N is smaller.
         min_runs: Timed calls of each model, at least.
         max_seconds: Time for the timed calls, both models together, once `min_runs` is reached.
-        seed: Of the images' order and of the bootstrap.
+        warmup_seconds: For the warm-up at most; None: half of `max_seconds`.
+        windows: That must agree.
+        seed: Of the images' order.
 
     Raises:
         ConfigError: Other keys in `runners`, or a size below 1.
@@ -108,21 +144,31 @@ def measure_clocks(
             f"batch size {batch_size}, min runs {min_runs}, max seconds {max_seconds}: "
             "all must be above 0."
         )
-    rng = np.random.default_rng(seed)
-    batches = make_batches(images, batch_size, rng)
+    batches = make_batches(images, batch_size, np.random.default_rng(seed))
     clocks = [CLOCK]
     compute_clocks = {runner.compute_clock for runner in runners.values()}
     if len(compute_clocks) == 1:  # of two that differ, a ratio would compare unlike things
         clocks += [clock for clock in compute_clocks if clock is not None]
-    found = time_clocks(
+    return time_load(
         *(_by_clocks(runners[role], batches, len(clocks)) for role in MODELS),
         clocks=clocks,
         buffers=len(batches),
         min_runs=min_runs,
         max_seconds=max_seconds,
+        warmup_seconds=WARMUP_SHARE * max_seconds if warmup_seconds is None else warmup_seconds,
+        windows=windows,
         what=f"batch {batch_size}",
-        rng=rng,
     )
+
+
+def join_clocks(loads: Sequence[Load], *, seed: int = 0) -> ClockedTimes:
+    """`join_loads` by name: end to end, and compute where the runners have a clock for it.
+
+    Args:
+        loads: Of `measure_load`, at one batch size.
+        seed: Of the bootstrap.
+    """
+    found = join_loads(loads, rng=np.random.default_rng(seed))
     return ClockedTimes(end_to_end=found[0], compute=found[1] if len(found) > 1 else None)
 
 
@@ -159,33 +205,33 @@ def time_pairs(
     rng: np.random.Generator,
     min_warmup_seconds: float = 0.0,
 ) -> PairTimes:
-    """`time_clocks` by one clock.
+    """Time two models that are ready, by one clock, as one load.
 
     Args:
         baseline: Runs the dense model on the input buffer of that number; returns milliseconds.
         pruned: The same of the pruned model.
         clock: What the two measure, in words.
-        buffers: As `time_clocks` takes it, like the others.
+        buffers: As `time_load` takes it, like the others.
         min_runs: Pairs at least.
         max_seconds: For the timed calls of both together.
         what: Which measurement this is, for warnings.
         rng: Of the bootstrap.
         min_warmup_seconds: Time that the warm-up may take, however short `max_seconds` is.
     """
-    return time_clocks(
+    load = time_load(
         lambda buffer: (baseline(buffer),),
         lambda buffer: (pruned(buffer),),
         clocks=(clock,),
         buffers=buffers,
         min_runs=min_runs,
         max_seconds=max_seconds,
+        warmup_seconds=max(min_warmup_seconds, WARMUP_SHARE * max_seconds),
         what=what,
-        rng=rng,
-        min_warmup_seconds=min_warmup_seconds,
-    )[0]
+    )
+    return join_loads([load], rng=rng)[0]
 
 
-def time_clocks(
+def time_load(
     baseline: TimedByAll,
     pruned: TimedByAll,
     *,
@@ -193,10 +239,10 @@ def time_clocks(
     buffers: int,
     min_runs: int,
     max_seconds: float,
+    warmup_seconds: float,
     what: str,
-    rng: np.random.Generator,
-    min_warmup_seconds: float = 0.0,
-) -> tuple[PairTimes, ...]:
+    windows: int = WINDOWS_COLD,
+) -> Load:
     """Time two models turn and turn about, whatever the clocks are that they bring.
 
     Args:
@@ -207,23 +253,22 @@ def time_clocks(
         buffers: Different inputs to rotate through.
         min_runs: Pairs at least; given up on after `HARD_CAP_FACTOR` times `max_seconds`.
         max_seconds: For the timed calls of both together, once there are `min_runs` pairs.
+        warmup_seconds: For the warm-up at most.
         what: Which measurement this is, for warnings.
-        rng: Of the bootstrap.
-        min_warmup_seconds: Time that the warm-up may take, however short `max_seconds` is.
+        windows: That must agree.
 
     Returns:
         The times by each of `clocks`, all of the same calls.
     """
     pairs = Pairs(baseline, pruned, buffers)
-    limit = max(min_warmup_seconds, WARMUP_SHARE * max_seconds)
-    warmup_seconds, stable = warm_up(pairs, limit)
+    warmed, stable = warm_up(pairs, warmup_seconds, windows)
     warmup_pairs = pairs.done
     if not stable:
         log.warning(
             "  latency at %s did not settle within %.0f s of warm-up; the machine may be busy or "
             "throttling",
             what,
-            warmup_seconds,
+            warmed,
         )
     samples_ms, seconds, capped = timed(pairs, min_runs, max_seconds)
     if capped:
@@ -234,24 +279,45 @@ def time_clocks(
             min_runs,
             HARD_CAP_FACTOR * max_seconds,
         )
+    return Load(
+        samples_ms=samples_ms,
+        clocks=tuple(clocks),
+        buffers=buffers,
+        warmup_pairs=warmup_pairs,
+        warmup_seconds=warmed,
+        warmup_stable=stable,
+        seconds=seconds,
+        capped=capped,
+    )
+
+
+def join_loads(loads: Sequence[Load], *, rng: np.random.Generator) -> tuple[PairTimes, ...]:
+    """Statistics over all loads, by each clock.
+
+    Args:
+        loads: Of the same two models by the same clocks; one at least.
+        rng: Of the bootstrap.
+    """
+    samples = np.concatenate([load.samples_ms for load in loads])
     return tuple(
         PairTimes(
-            baseline=summarise(samples_ms[:, 0, index]),
-            pruned=summarise(samples_ms[:, 1, index]),
-            ratio=ratio_of_medians(samples_ms[:, 0, index], samples_ms[:, 1, index], rng=rng),
+            baseline=summarise(samples[:, 0, index]),
+            pruned=summarise(samples[:, 1, index]),
+            ratio=ratio_over_loads([load.samples_ms[:, :, index] for load in loads], rng=rng),
             timing=Timing(
                 clock=clock,
                 order=ORDER,
-                warmup_pairs=warmup_pairs,
-                warmup_seconds=warmup_seconds,
-                warmup_stable=stable,
-                pairs=len(samples_ms),
-                seconds=seconds,
-                capped=capped,
-                buffers=buffers,
+                loads=len(loads),
+                warmup_pairs=sum(load.warmup_pairs for load in loads),
+                warmup_seconds=sum(load.warmup_seconds for load in loads),
+                warmup_stable=all(load.warmup_stable for load in loads),
+                pairs=len(samples),
+                seconds=sum(load.seconds for load in loads),
+                capped=any(load.capped for load in loads),
+                buffers=loads[0].buffers,
             ),
         )
-        for index, clock in enumerate(clocks)
+        for index, clock in enumerate(loads[0].clocks)
     )
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ampdeploy.bench.intervals import ratio_of_rates
+from ampdeploy.bench.intervals import MIN_LOADS, rates_over_loads
 from ampdeploy.bench.latency import BASELINE, MODELS, PRUNED, check_roles, make_batches
 from ampdeploy.errors import ConfigError
 from ampdeploy.report.result import Interval, ThroughputTiming
@@ -30,11 +30,22 @@ class PairThroughput:
     """Images per second of both models at one batch size."""
 
     baseline: float
-    """Geometric mean over the windows, so that `ratio` is exactly pruned / baseline."""
+    """Geometric mean over the windows, and over the loads where there are many: `ratio` is exactly
+    pruned / baseline."""
     pruned: float
     ratio: Interval
     """Pruned / baseline."""
     timing: ThroughputTiming
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counted:
+    """Windows of two models while both were open once."""
+
+    rates: np.ndarray
+    """(windows, 2 models), images per second."""
+    in_flight: int
+    seconds: float
 
 
 def measure_throughput(
@@ -46,6 +57,24 @@ def measure_throughput(
     in_flight: int = 2,
     seed: int = 0,
 ) -> PairThroughput:
+    """`count_windows` of models that are open already, joined."""
+    counted = count_windows(
+        runners, images, batch_size=batch_size, seconds=seconds, in_flight=in_flight, seed=seed
+    )
+    return join_windows([counted])
+
+
+def count_windows(
+    runners: Mapping[str, Runner],
+    images: np.ndarray,
+    *,
+    batch_size: int,
+    seconds: float,
+    in_flight: int = 2,
+    window_seconds: float | None = None,
+    first: int = 0,
+    seed: int = 0,
+) -> Counted:
     """Count what both models get done at one batch size, in windows by turns.
 
     A window lasts until its time is up and each thread has finished a call, so with slow models
@@ -57,6 +86,8 @@ def measure_throughput(
         batch_size: Images per call.
         seconds: For all windows of both and the calls that warm up, unless one round takes longer.
         in_flight: Batches under way at once.
+        window_seconds: Of one window; None: so that `WINDOWS` of each model fit.
+        first: 1: the pruned model begins.
         seed: Of the images' order.
 
     Raises:
@@ -71,7 +102,8 @@ def measure_throughput(
             "above 0."
         )
     batches = make_batches(images, batch_size, np.random.default_rng(seed))
-    window_seconds = seconds / (2 * WINDOWS)
+    if window_seconds is None:
+        window_seconds = seconds / (2 * WINDOWS)
     rates: list[tuple[float, float]] = []
     with ExitStack() as opened, ThreadPoolExecutor(in_flight) as threads:
         teams = [
@@ -85,22 +117,35 @@ def measure_throughput(
         while not rates or time.perf_counter() - start + round_seconds <= seconds:
             round_start = time.perf_counter()
             rate = [0.0, 0.0]
-            for index in (0, 1) if len(rates) % 2 == 0 else (1, 0):
+            for index in (0, 1) if (len(rates) + first) % 2 == 0 else (1, 0):
                 rate[index] = teams[index].window(window_seconds)
             rates.append((rate[0], rate[1]))
             round_seconds = time.perf_counter() - round_start
         counted = time.perf_counter() - counting
-    found = np.array(rates)
-    means = dict(zip(MODELS, np.exp(np.log(found).mean(axis=0)), strict=True))
+    return Counted(rates=np.array(rates), in_flight=in_flight, seconds=counted)
+
+
+def join_windows(loads: Sequence[Counted]) -> PairThroughput:
+    """Throughput over all loads.
+
+    Args:
+        loads: Of `count_windows`, of the same two models at one batch size; one at least.
+    """
+    rates = np.concatenate([load.rates for load in loads])
+    seconds = sum(load.seconds for load in loads)
+    by_load = np.array([np.log(load.rates).mean(axis=0) for load in loads])
+    logs = by_load.mean(axis=0) if len(loads) >= MIN_LOADS else np.log(rates).mean(axis=0)
+    means = dict(zip(MODELS, np.exp(logs), strict=True))
     return PairThroughput(
         baseline=float(means[BASELINE]),
         pruned=float(means[PRUNED]),
-        ratio=ratio_of_rates(found[:, 0], found[:, 1]),
+        ratio=rates_over_loads([load.rates for load in loads]),
         timing=ThroughputTiming(
-            in_flight=in_flight,
+            in_flight=loads[0].in_flight,
+            loads=len(loads),
             windows=len(rates),
-            window_seconds=counted / (2 * len(rates)),
-            seconds=counted,
+            window_seconds=seconds / (2 * len(rates)),
+            seconds=seconds,
         ),
     )
 

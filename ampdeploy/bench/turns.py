@@ -13,7 +13,9 @@ the first of which decides when it is warm."""
 
 WINDOW_PAIRS = 3
 WINDOW_SECONDS = 0.1  # three calls of a fast model would end before the clocks have risen
-STABLE_WITHIN = 0.05  # spread of the medians of three windows, relative
+WINDOWS_COLD = 3  # that must agree before anything was timed on this machine
+WINDOWS_WARM = 2  # once only the files were opened anew: clocks and caches of the machine are warm
+STABLE_WITHIN = 0.05  # spread of the medians of the windows, relative
 WARMUP_SHARE = 0.5  # of max_seconds, at most
 
 # A slow model is given up on before `min_runs` after this many times max_seconds.
@@ -41,8 +43,8 @@ class Pairs:
         return took[0], took[1]
 
 
-def warm_up(pairs: Pairs, limit_s: float) -> tuple[float, bool]:
-    """Run until three windows agree. Returns (seconds, whether they did)."""
+def warm_up(pairs: Pairs, limit_s: float, windows: int = WINDOWS_COLD) -> tuple[float, bool]:
+    """Run until so many windows agree. Returns (seconds, whether they did)."""
     start = time.perf_counter()
     medians: list[np.ndarray] = []
     while True:
@@ -55,15 +57,15 @@ def warm_up(pairs: Pairs, limit_s: float) -> tuple[float, bool]:
             if elapsed > limit_s:
                 return elapsed, False
         medians.append(np.median(window, axis=0))
-        if windows_agree(medians):
+        if windows_agree(medians, windows):
             return elapsed, True
 
 
-def windows_agree(medians: list[np.ndarray]) -> bool:
-    """Whether the last three windows' medians (each of both models) are within a few percent."""
-    if len(medians) < 3:
+def windows_agree(medians: list[np.ndarray], windows: int = WINDOWS_COLD) -> bool:
+    """Whether the last windows' medians (each of both models) are within a few percent."""
+    if len(medians) < windows:
         return False
-    last = np.stack(medians[-3:])
+    last = np.stack(medians[-windows:])
     return bool(np.all(np.ptp(last, axis=0) <= STABLE_WITHIN * last.min(axis=0)))
 
 

@@ -31,6 +31,10 @@ IMAGES_KEY = "images"  # as in a bundle's goldens.npz
 @click.option("--min-runs", type=int, default=BenchConfig.min_runs, show_default=True)
 @click.option("--seconds", type=float, default=BenchConfig.max_seconds, show_default=True)
 @click.option(
+    "--loads", type=int, default=BenchConfig.loads, show_default=True,
+    help="Open both files anew so often; runs and seconds are spread over the loads.",
+)  # fmt: skip
+@click.option(
     "--throughput-seconds", type=float, default=BenchConfig.throughput_seconds, show_default=True,
     help="Per batch size; 0: not counted.",
 )  # fmt: skip
@@ -52,6 +56,7 @@ def command(
     batches: str,
     min_runs: int,
     seconds: float,
+    loads: int,
     throughput_seconds: float,
     in_flight: int,
     energy_seconds: float | None,
@@ -63,6 +68,7 @@ def command(
         batch_sizes=common.integers(batches, "--batches"),
         min_runs=min_runs,
         max_seconds=seconds,
+        loads=loads,
         throughput_seconds=throughput_seconds,
         in_flight=in_flight,
         energy_seconds=energy_seconds,

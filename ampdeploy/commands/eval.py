@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -69,27 +70,35 @@ def _print(result: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from ampdeploy.report.rows import by_reason
+
     console = Console()
     fidelity = result["fidelity"]
     table = Table(title="Fidelity to the baseline", title_justify="left")
-    table.add_column("measure")
-    table.add_column("value", justify="right")
-    for name, value in (
-        ("images", str(fidelity["images"])),
-        ("feature cosine, mean", _number(fidelity["cosine_mean"])),
-        ("feature cosine, 1st percentile", _number(fidelity["cosine_p1"])),
-        ("patch cosine, mean", _number(fidelity["patch_cosine_mean"])),
-        ("patch cosine, 1st percentile", _number(fidelity["patch_cosine_p1"])),
-        (f"shared {fidelity['knn_k']} neighbours", _number(fidelity["knn_agreement"])),
+    for column in ("measure", "value", "95% interval"):
+        table.add_column(column, justify="left" if column == "measure" else "right")
+    table.add_row("images", str(fidelity["images"]), "")
+    intervals = fidelity["intervals"]
+    for name, field in (
+        ("feature cosine, mean", "cosine_mean"),
+        ("feature cosine, 1st percentile", "cosine_p1"),
+        ("feature cosine, smallest", "cosine_min"),
+        ("patch cosine, mean", "patch_cosine_mean"),
+        ("patch cosine, 1st percentile", "patch_cosine_p1"),
+        (f"shared {fidelity['knn_k']} neighbours", "knn_agreement"),
     ):
-        table.add_row(name, value)
+        table.add_row(name, _number(fidelity[field]), _ends(intervals.get(field)))
     console.print(table)
+    for reason, fields in by_reason(_open_ends(intervals)).items():
+        click.echo(f"{', '.join(fields)}: {reason}")
     if result["tasks"]:
         console.print(_accuracy_table(result))
         for metric, task in result["tasks"].items():
             click.echo(f"{metric}: {task['protocol']}")
     for name, reason in {**fidelity["why"], **result["why"]}.items():
         click.echo(f"{name}: not measured, {reason}")
+    for reason, tasks in by_reason(result["tasks_left_out"].items()).items():
+        click.echo(f"{', '.join(f'task {task}' for task in tasks)}: left out, {reason}")
 
 
 def _accuracy_table(result: dict[str, Any]) -> Any:
@@ -118,3 +127,20 @@ def _accuracy_table(result: dict[str, Any]) -> Any:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
+
+
+def _ends(interval: dict[str, Any] | None) -> str:
+    """In words: square brackets would be read as a markup tag."""
+    low, high = (interval or {}).get("ci95_low"), (interval or {}).get("ci95_high")
+    if low is None and high is None:
+        return "-"
+    if low is None or high is None:
+        return f"at most {_number(high)}" if low is None else f"at least {_number(low)}"
+    return f"{_number(low)} to {_number(high)}"
+
+
+def _open_ends(intervals: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """(field, why an end of its interval is missing)."""
+    for field, interval in intervals.items():
+        for reason in dict.fromkeys(interval["why"].values()):
+            yield field, reason

@@ -90,7 +90,8 @@ def command(
 
     Limits of latency, throughput and accuracy hold for every batch size or metric of the report,
     or for one: --max-latency-ratio 8=0.75. A rule passes when the whole 95% interval is within its
-    limit, fails when all of it is beyond, and is undecided between; what was not measured fails.
+    limit, fails when all of it is beyond, and is undecided between, or where the end that it would
+    need is missing; what was not measured fails.
     """
     started = time.monotonic()
     written = _written(rules, options)

@@ -27,8 +27,10 @@ from ampdeploy.config.distill import (
 from ampdeploy.config.evaluate import (
     DEFAULT_TASKS,
     HEAD_TASK,
+    TASK_METRICS,
     TASKS,
     EvaluateConfig,
+    task_of,
 )
 from ampdeploy.config.inputs import (
     DataConfig,
@@ -61,6 +63,7 @@ __all__ = [
     "REPAIRS",
     "SEARCHES",
     "TASKS",
+    "TASK_METRICS",
     "BenchConfig",
     "BuildConfig",
     "DataConfig",
@@ -74,5 +77,6 @@ __all__ = [
     "from_json",
     "sizes_to_test",
     "stored",
+    "task_of",
     "to_json",
 ]

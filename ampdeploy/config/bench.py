@@ -13,13 +13,20 @@ ENERGY_SECONDS = 30.0  # NVML looks at some GPUs a quarter of the time only: sho
 
 @dataclass(frozen=True, kw_only=True)
 class BenchConfig:
-    """Latency, throughput and memory, baseline and pruned interleaved."""
+    """Latency, throughput and memory, baseline and pruned interleaved.
+
+    Times are for all loads together.
+    """
 
     batch_sizes: tuple[int, ...] = (1, 8)
     min_runs: int = 30
     """Timed runs of each model at each batch size, at least."""
     max_seconds: float = 20.0
     """Time spent timing per batch size, both models together, once `min_runs` is reached."""
+    loads: int = 6
+    """Times that both files are opened anew, because each load of a file has a speed of its own;
+    4 or more show how far, and the intervals then include it. An even number, since what is opened
+    second tends to be faster."""
     throughput_seconds: float = 8.0
     """Time spent counting throughput per batch size, both models together; 0: not counted."""
     in_flight: int = 2
@@ -32,7 +39,7 @@ class BenchConfig:
 
     def __post_init__(self) -> None:
         as_floats(self, "max_seconds", "throughput_seconds", "energy_seconds")
-        positive(self, "min_runs", "max_seconds", "in_flight")
+        positive(self, "min_runs", "max_seconds", "loads", "in_flight")
         if self.throughput_seconds:
             positive(self, "throughput_seconds")
         if self.threads is not None:

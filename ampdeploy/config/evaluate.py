@@ -8,9 +8,23 @@ from pathlib import Path
 from ampdeploy.config.checks import as_paths, one_of
 from ampdeploy.errors import ConfigError
 
-TASKS = ("knn", "snapvit", "probe", "retrieval", "supervised")
+# Task -> the metrics that it can give: the names that reports and gates use. Which of them it
+# gives depends on the images.
+TASK_METRICS = {
+    "knn": ("knn_top1", "knn_k10_top1", "knn_k100_top1", "knn_k200_top1"),
+    "snapvit": ("snapvit_knn_top1",),
+    "probe": ("probe_top1", "frozen_probe_top1"),
+    "retrieval": ("retrieval_recall1", "retrieval_map_r"),
+    "supervised": ("supervised_top1", "supervised_top5"),
+}
+TASKS = tuple(TASK_METRICS)
 DEFAULT_TASKS = ("knn", "retrieval", "probe")
 HEAD_TASK = "supervised"
+
+
+def task_of(metric: str) -> str | None:
+    """The task that gives a metric; None: no task does."""
+    return next((task for task, metrics in TASK_METRICS.items() if metric in metrics), None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,8 +2,9 @@
 
 Decisions are made on intervals. The whole 95% interval on the right side of the limit passes, the
 whole of it on the wrong side fails, and a limit inside the interval is undecided: the measurement
-is too coarse to tell. A value that never has an interval decides by itself, and the finding says
-so; one that should have an interval and has none counts as not measured.
+is too coarse to tell. An end that is missing, where the other is there, is no limit to the value: a
+rule that would need it is undecided. A value that never has an interval decides by itself, and the
+finding says so; one that should have an interval and has none counts as not measured.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ MOST_SAMPLES = 1_000_000
 
 EXACT = "exact"
 POINT = "point value, no interval"
+OPEN = "–"  # in place of an end
 
 
 class Status(str, Enum):
@@ -44,26 +46,31 @@ class Value:
 
     number: float | None
     low: float | None = None
-    """Of the 95% interval."""
+    """Of the 95% interval; None: nothing bounds it from below, if it has a `high`."""
     high: float | None = None
+    """The same from above."""
     note: str = ""
-    """Why there is no number, or no interval."""
+    """Why there is no number, or no interval, or one end of it only."""
     broken: bool = False
     """It should have an interval and has none, so that it decides nothing."""
     samples: int | None = None
     sample: str = ""
     """What there are so many of, e.g. ``pairs of calls``."""
 
+    @property
+    def has_interval(self) -> bool:
+        """Whether there is an end of one, at least."""
+        return self.low is not None or self.high is not None
+
     @classmethod
     def of(cls, interval: Interval, samples: int | None, sample: str) -> Value:
         """A number of the report that comes with its interval."""
-        broken = interval.ci95_low is None or interval.ci95_high is None
         return cls(
             number=interval.value,
-            low=None if broken else interval.ci95_low,
-            high=None if broken else interval.ci95_high,
-            note=interval.why.get("ci95_low") or interval.why.get("ci95_high") or "",
-            broken=broken,
+            low=interval.ci95_low,
+            high=interval.ci95_high,
+            note=interval.why_open,
+            broken=interval.lost,
             samples=samples,
             sample=sample,
         )
@@ -132,9 +139,8 @@ def decide(
         status = Status.NOT_MEASURED
         reason = f"no interval: {value.note}"
     elif status is Status.UNDECIDED:
-        settled, advice = samples_to_settle(value, limit)
-        reason = f"the 95% interval contains the limit; {advice}"
-    elif value.low is not None:
+        settled, reason = _undecided(value, number, limit)
+    elif value.has_interval:
         reason = f"the whole 95% interval is {'within' if status is Status.PASS else 'beyond'} it"
     return Finding(
         rule=rule,
@@ -152,10 +158,13 @@ def decide(
 
 
 def _ends(value: Value, number: float, rule: str) -> tuple[float, float]:
-    low = number if value.low is None else value.low
-    high = number if value.high is None else value.high
+    """Between what the value lies; infinite where nothing bounds it."""
+    given = [number, *(end for end in (value.low, value.high) if end is not None)]
+    low, high = (-math.inf, math.inf) if value.has_interval else (number, number)
+    low = low if value.low is None else value.low
+    high = high if value.high is None else value.high
     # NaN would compare false on either side and come out as whatever the code tests last.
-    if not all(map(math.isfinite, (number, low, high))) or low > high:
+    if not all(map(math.isfinite, given)) or low > high:
         raise ArtifactError(
             f"{rule}: the report says {number} [{low}, {high}], which no measurement gives. The "
             "report is damaged; measure again."
@@ -173,10 +182,21 @@ def _side(low: float, high: float, limit: float, at_most: bool) -> Status:
     return Status.FAIL if outside else Status.UNDECIDED
 
 
+def _undecided(value: Value, number: float, limit: float) -> tuple[int | None, str]:
+    """How many samples would settle it, and in words why it is not settled."""
+    end = "high" if limit > number else "low"
+    if getattr(value, end) is None:  # the limit is on the side that is open
+        name = {"low": "lower", "high": "upper"}[end]
+        return None, f"the 95% interval has no {name} end: {value.note}"
+    settled, advice = samples_to_settle(value, limit)
+    return settled, f"the 95% interval contains the limit; {advice}"
+
+
 def _shown(value: Value, number: float, unit: Unit) -> str:
-    if value.low is None or value.high is None:
+    if not value.has_interval:
         return unit.show(number)
-    return f"{unit.show(number)} [{unit.show(value.low)}, {unit.show(value.high)}]"
+    low, high = (OPEN if end is None else unit.show(end) for end in (value.low, value.high))
+    return f"{unit.show(number)} [{low}, {high}]"
 
 
 def samples_to_settle(value: Value, limit: float) -> tuple[int | None, str]:
@@ -188,14 +208,14 @@ def samples_to_settle(value: Value, limit: float) -> tuple[int | None, str]:
     takes the value to stay where it is.
 
     Args:
-        value: With an interval that contains `limit`.
+        value: With an interval that contains `limit`; its end beyond the limit is there.
         limit: In the same units.
     """
     assert value.number is not None
-    assert value.low is not None
-    assert value.high is not None
     gap = limit - value.number
-    reach = (value.high if gap > 0 else value.low) - value.number
+    end = value.high if gap > 0 else value.low
+    assert end is not None
+    reach = end - value.number
     if value.samples is None:
         return None, "more samples would narrow it"
     needed = value.samples * (reach / gap) ** 2 if gap else math.inf

@@ -22,6 +22,9 @@ difference. What this takes for granted:
   between the runs. A ratio to the baseline measured in the same run is nearly free of that, since
   the machine was the same for both models; that is why `latency` and `throughput` here are ratios.
   `p50` is not a ratio, and decides as a point: its change is the machine's as well as the model's.
+
+Cosines are compared as points. Both runs must have judged the same images, so that which images
+were drawn, which is what their intervals are about, is the same for both and no part of the change.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+from ampdeploy.config import task_of
 from ampdeploy.gate import comparable, values
 from ampdeploy.gate.finding import EXACT, Finding, Status, Value, decide
 from ampdeploy.gate.units import CHANGE, POINTS, SHARE, Unit
@@ -47,6 +51,8 @@ class Quantity:
     reasons: Reasons
     """(new, old, batch size or metric) -> why the two cannot be compared."""
     smaller_is_better: bool
+    scope: str = ""
+    """What it has several values of: `values.BATCH` sizes, `values.METRIC`s, or nothing."""
     relative: bool = True
     """Compared by their ratio; else by their difference, for what is a share of 1."""
     by_default: bool = True
@@ -67,6 +73,7 @@ def _ratio(name: str, field: str, timing: str) -> Quantity:
         read=values.paired_ratio(field, timing, "pairs", "pairs of calls in each run"),
         reasons=_clock(timing),
         smaller_is_better=True,
+        scope=values.BATCH,
     )
 
 
@@ -88,29 +95,32 @@ _QUANTITIES = (
     _ratio("cuda-graph", "cuda_graph_compute", "cuda_graph_timing"),
     Quantity(
         name="throughput", smaller_is_better=False, reasons=_clock("throughput_timing"),
+        scope=values.BATCH,
         read=values.paired_ratio(
             "throughput", "throughput_timing", "windows", "windows in each run"
         ),
     ),
     Quantity(
         name="p50", read=values.latency("latency_ms", "p50"), smaller_is_better=True,
-        reasons=_clock("timing"), by_default=False,
+        reasons=_clock("timing"), scope=values.BATCH, by_default=False,
     ),
     Quantity(
         name="memory", read=values.point("pruned", "memory_bytes"), smaller_is_better=True,
         reasons=lambda new, old, _: comparable.same_memory(new, old),
     ),
     Quantity(
-        name="cosine", read=values.fidelity("cosine_p1"), smaller_is_better=False, relative=False,
+        name="cosine", read=values.fidelity_on_the_same_images("cosine_p1"),
+        smaller_is_better=False, relative=False,
         reasons=lambda new, old, _: comparable.same_images(new, old),
     ),
     Quantity(
-        name="patch-cosine", read=values.fidelity("patch_cosine_p1"), smaller_is_better=False,
-        relative=False, reasons=lambda new, old, _: comparable.same_images(new, old),
+        name="patch-cosine", read=values.fidelity_on_the_same_images("patch_cosine_p1"),
+        smaller_is_better=False, relative=False,
+        reasons=lambda new, old, _: comparable.same_images(new, old),
     ),
     Quantity(
         name="accuracy", read=values.accuracy_difference, smaller_is_better=False, relative=False,
-        reasons=comparable.same_task,
+        reasons=comparable.same_task, scope=values.METRIC,
     ),
 )  # fmt: skip
 
@@ -146,14 +156,21 @@ def _check(
         scopes = [values.ONE]
     else:  # of one there is only the reason why it has none: it holds for all scopes of the other
         scopes = [key for key in {**now, **then} if key != values.ONE]
+        seen = {*scopes, *map(task_of, scopes)}
+        scopes += [key for key in values.left_out(new, quantity.scope) if key not in seen]
+
+    def absent(report: Report, scope: str, why: Value | None, otherwise: str) -> Value:
+        reason = values.why_absent(report, quantity.scope, scope)
+        return Value.missing(reason) if reason else why or Value.missing(otherwise)
+
     for scope in scopes:
         yield _compare(
             quantity,
             new,
             old,
             scope,
-            now.get(scope) or no_now or Value.missing("the report has no such row"),
-            then.get(scope) or no_then or Value.missing("it has no such row"),
+            now.get(scope) or absent(new, scope, no_now, "the report has no such row"),
+            then.get(scope) or absent(old, scope, no_then, "it has no such row"),
             allowed,
             asked,
         )
@@ -171,7 +188,7 @@ def _compare(
 ) -> Finding:
     limit = allowed if quantity.smaller_is_better else -allowed
     rule = f"max-regression {SHARE.show(allowed)}"
-    label = f"batch {scope}" if scope.isdigit() else scope
+    label = values.label(quantity.scope, scope)
     what = f"{quantity.name}, {label}" if scope else quantity.name
 
     def without(status: Status, reason: str) -> Finding:
@@ -206,21 +223,31 @@ def difference(now: Value, then: Value) -> Value:
     assert now.number is not None
     assert then.number is not None
     number = now.number - then.number
-    broken = now.broken or then.broken
     note = now.note or then.note
-    samples = _fewest(now, then)
-    if now.low is None or now.high is None or then.low is None or then.high is None:
-        return Value(number=number, note=note, broken=broken)
-    # A bootstrap's interval need not contain the value itself; a negative reach would.
-    down = math.hypot(max(0.0, now.number - now.low), max(0.0, then.high - then.number))
-    up = math.hypot(max(0.0, now.high - now.number), max(0.0, then.number - then.low))
+    if not (now.has_interval or then.has_interval or now.broken or then.broken):
+        return Value(number=number, note=note)
+    down = _reach(now.low, now.number, then.number, then.high)
+    up = _reach(now.number, now.high, then.low, then.number)
+    broken = now.broken or then.broken or (down is None and up is None)
     return Value(
         number=number,
-        low=number - down,
-        high=number + up,
-        samples=samples,
+        low=None if broken or down is None else number - down,
+        high=None if broken or up is None else number + up,
+        note=note if broken or down is None or up is None else "",
+        broken=broken,
+        samples=_fewest(now, then),
         sample=now.sample,
     )
+
+
+def _reach(
+    low: float | None, high: float | None, other_low: float | None, other_high: float | None
+) -> float | None:
+    """How far a difference reaches to one side: both distances together; None: to infinity."""
+    if low is None or high is None or other_low is None or other_high is None:
+        return None
+    # A bootstrap's interval need not contain the value itself; a negative distance would.
+    return math.hypot(max(0.0, high - low), max(0.0, other_high - other_low))
 
 
 def relative_change(now: Value, then: Value) -> Value:

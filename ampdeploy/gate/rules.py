@@ -20,14 +20,12 @@ from ampdeploy.gate.units import (
     SIZE,
     Unit,
 )
+from ampdeploy.gate.values import BATCH, METRIC
 from ampdeploy.models.registry import close_matches
 from ampdeploy.report.result import Report
 
 ALL = "all"
 """Instead of a batch size or a metric: those that are not named."""
-
-BATCH = "batch"
-METRIC = "metric"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +133,7 @@ _KINDS = (
     ),
     RuleKind(
         name="min-cosine-p1", unit=COSINE, read=values.fidelity("cosine_p1"),
-        help="1st percentile of the same.",
+        help="1st percentile of the same; needs 368 images to pass.",
     ),
     RuleKind(
         name="min-cosine-min", unit=COSINE, read=values.fidelity("cosine_min"),
@@ -181,26 +179,32 @@ class Rule:
             ArtifactError: A number of the report is none.
         """
         found = self.kind.read(report)
-        if values.ONE in found:  # one number, or one reason why there are none
-            scopes = [key for key in self.limits if key != ALL] or [ALL]
-            return [self._decide(scope, found[values.ONE]) for scope in scopes]
         named = [key for key in self.limits if key != ALL]
-        judged = {key: found.get(key) or self._missing(key, found, report) for key in named}
+        if values.ONE in found:  # one number, or one reason why there are none
+            one = found[values.ONE]
+            return [self._decide(key, self._left_out(key, report) or one) for key in named or [ALL]]
+        judged = {
+            key: found.get(key) or self._left_out(key, report) or self._unknown(found)
+            for key in named
+        }
         if ALL in self.limits:
             judged |= {key: value for key, value in found.items() if key not in judged}
-            if self.kind.scope == BATCH:  # asked for, so that its absence is no reason to pass
-                untimed = {key: Value.missing(why) for key, why in report.not_timed.items()}
-                judged |= {key: value for key, value in untimed.items() if key not in judged}
+            # Asked for, so that its absence is no reason to pass.
+            absent = values.left_out(report, self.kind.scope)
+            judged |= {key: Value.missing(why) for key, why in absent.items() if key not in judged}
         return [self._decide(key, value) for key, value in judged.items()]
 
-    def _missing(self, key: str, found: values.Values, report: Report) -> Value:
-        why = report.not_timed.get(key) if self.kind.scope == BATCH else None
+    def _left_out(self, key: str, report: Report) -> Value | None:
+        why = values.why_absent(report, self.kind.scope, key)
+        return Value.missing(why) if why else None
+
+    def _unknown(self, found: values.Values) -> Value:
         what = "batch sizes" if self.kind.scope == BATCH else "metrics"
-        return Value.missing(why or f"the report has the {what} {', '.join(found)}")
+        return Value.missing(f"the report has the {what} {', '.join(found)}")
 
     def _decide(self, key: str, value: Value) -> Finding:
         limit = self.limits[key if key in self.limits else ALL]
-        label = f"batch {key}" if self.kind.scope == BATCH else key
+        label = values.label(self.kind.scope, key)
         return decide(
             f"{self.kind.name} {self.kind.unit.show(limit).removeprefix('+')}",
             "" if key == ALL else label,

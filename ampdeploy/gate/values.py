@@ -5,14 +5,49 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ampdeploy.config import TASK_METRICS, task_of
 from ampdeploy.gate.finding import EXACT, POINT, Value
-from ampdeploy.report.result import Interval, LatencyStats, Report
+from ampdeploy.report.result import INTERVAL_FIELDS, Interval, LatencyStats, Report
 
 # What a value is of: "" where there is one, else a batch size or a metric of accuracy.
 Values = Mapping[str, Value]
 Read = Callable[[Report], Values]
 
 ONE = ""
+
+# What there can be several values of.
+BATCH = "batch"
+METRIC = "metric"
+
+
+def left_out(report: Report, scope: str) -> Mapping[str, str]:
+    """What was asked for and gave no values -> why: batch sizes, or tasks of accuracy.
+
+    Args:
+        report: That says so.
+        scope: `BATCH`, `METRIC`, or nothing.
+    """
+    return {BATCH: report.not_timed, METRIC: report.tasks_left_out}.get(scope, {})
+
+
+def label(scope: str, key: str) -> str:
+    """What to call one of several values: ``batch 8``, a metric, or ``task probe``."""
+    if scope == BATCH:
+        return f"batch {key}"
+    return f"task {key}" if key in TASK_METRICS else key
+
+
+def why_absent(report: Report, scope: str, key: str) -> str | None:
+    """Why there is no value of a batch size, a metric or a task; None: the report does not say.
+
+    Args:
+        report: That has none.
+        scope: As `left_out`.
+        key: The batch size, or the name of the metric or the task.
+    """
+    reasons = left_out(report, scope)
+    task = task_of(key) if scope == METRIC else None
+    return reasons.get(key) or (reasons.get(task) if task else None)
 
 
 def exact(role_field: str) -> Read:
@@ -50,7 +85,28 @@ def point(owner: str, field: str) -> Read:
 
 
 def fidelity(field: str) -> Read:
-    """A field of the fidelity."""
+    """A field of the fidelity, with its interval over images if it is one of those that have one.
+
+    The smallest cosine has none: it decides as it is.
+    """
+
+    def read(report: Report) -> Values:
+        if report.fidelity is None:
+            return {ONE: Value.missing(report.why["fidelity"])}
+        images = report.fidelity.images
+        if field not in INTERVAL_FIELDS:
+            note = f"{POINT}; {images} images"
+            return {ONE: Value(number=getattr(report.fidelity, field), note=note)}
+        interval = report.fidelity.interval(field)
+        if interval is None:
+            return {ONE: Value.missing(report.fidelity.why[field])}
+        return {ONE: Value.of(interval, images, "images")}
+
+    return read
+
+
+def fidelity_on_the_same_images(field: str) -> Read:
+    """A field of the fidelity without its interval, for reports that judged the same images."""
 
     def read(report: Report) -> Values:
         if report.fidelity is None:
@@ -58,7 +114,8 @@ def fidelity(field: str) -> Read:
         value = getattr(report.fidelity, field)
         if value is None:
             return {ONE: Value.missing(report.fidelity.why[field])}
-        note = f"{POINT}; {report.fidelity.images} images"
+        # Its interval is about other images, and would be wrong here: the images are shared.
+        note = f"point values of the same {report.fidelity.images} images in both reports"
         return {ONE: Value(number=value, note=note)}
 
     return read

@@ -154,6 +154,7 @@ def assemble(
         ratio=ratio,
         tasks=tasks
         and {name: from_plain(Task, facts, where="eval.json") for name, facts in tasks.items()},
+        tasks_left_out=dict(evaluation["tasks_left_out"]),
         timing=_timings(bench.latency),
         cuda_graph_timing=_timings(bench.cuda_graph),
         throughput_timing=_timings(bench.throughput),

@@ -200,9 +200,19 @@ def fidelity_chart(report: Report) -> Chart | None:
         return None
     points = [
         Point(name="baseline", x=1.0, y=1.0, baseline=True),
-        Point(name="pruned, mean", x=report.ratio.params, y=report.fidelity.cosine_mean),
-        Point(name="pruned, p1", x=report.ratio.params, y=report.fidelity.cosine_p1),
     ]
+    for name, field in (("pruned, mean", "cosine_mean"), ("pruned, p1", "cosine_p1")):
+        found = report.fidelity.interval(field)
+        assert found is not None  # of features, there are always cosines
+        points.append(
+            Point(
+                name=name,
+                x=report.ratio.params,
+                y=found.value,
+                low=found.ci95_low,
+                high=found.ci95_high,
+            )
+        )
     return size_chart("fidelity", "Fidelity against size", "feature cosine to baseline", points)
 
 

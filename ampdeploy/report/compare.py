@@ -4,13 +4,14 @@ Every run is compared with the first that has the number. Ranks follow 95% inter
 behind another only if its whole interval is worse, so runs that cannot be told apart share a rank.
 Times of separate runs have no common interval (machines drift between them), so milliseconds are
 shown but never ranked; what is ranked is the ratio of each run to its own baseline, which was
-measured in turns with it, and only if the baselines are the same model. Sizes, peak memory and
-cosines come without an interval: their rank is that of the values. A ratio that should have an
-interval and has none is not ranked.
+measured in turns with it, and only if the baselines are the same model. Sizes and peak memory
+come without an interval: their rank is that of the values. A number that should have an interval
+and has none is not ranked, and one that nothing bounds on one side can be anywhere there.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,7 +133,7 @@ def _metric(line: Line, runs: Mapping[str, Report]) -> Metric:
         if reference is None:
             reference = conditions
         entries.append(_entry(run, line, taken, _differences(reference, conditions)))
-        if isinstance(taken, Interval) and None in (taken.ci95_low, taken.ci95_high):
+        if isinstance(taken, Interval) and taken.lost:
             lost.add(run)
     ranked = tuple(_ranked(entries, line.better, lost))
     return Metric(name=line.name, better=line.better, entries=ranked)
@@ -175,10 +176,11 @@ def _ranked(entries: list[Entry], better: Better | None, lost: set[str]) -> Iter
     sign = -1.0 if better == "higher" else 1.0
 
     def ends(entry: Entry) -> tuple[float, float]:
-        low = entry.value if entry.ci95_low is None else entry.ci95_low
-        high = entry.value if entry.ci95_high is None else entry.ci95_high
-        assert low is not None
-        assert high is not None
+        assert entry.value is not None
+        low, high = entry.value, entry.value
+        if entry.ci95_low is not None or entry.ci95_high is not None:
+            low = -math.inf if entry.ci95_low is None else entry.ci95_low
+            high = math.inf if entry.ci95_high is None else entry.ci95_high
         first, second = sorted((sign * low, sign * high))
         return first, second
 

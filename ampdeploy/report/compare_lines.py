@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ampdeploy.config import task_of
 from ampdeploy.report import rows
 from ampdeploy.report.conditions import protocol, timed_with
 from ampdeploy.report.result import Interval, Report
@@ -62,12 +63,7 @@ def lines(reports: Sequence[Report]) -> Iterator[Line]:
         conditions=lambda r: {**_machine(r), **_energy_conditions(r)},
         why=lambda r: r.pruned.why["energy_j_per_image"],
     )
-    for name, field in (
-        ("Feature cosine, mean", "cosine_mean"),
-        ("Feature cosine, p1", "cosine_p1"),
-        ("Patch cosine, mean", "patch_cosine_mean"),
-        ("Patch cosine, p1", "patch_cosine_p1"),
-    ):
+    for name, field in rows.COSINES:
         yield _fidelity(name, field)
     for metric in _keys((r.pruned.accuracy for r in reports), key=None):
         yield from _accuracy(metric)
@@ -191,7 +187,7 @@ def _fidelity(name: str, field: str) -> Line:
     return Line(
         name=name,
         better="higher",
-        take=lambda r: None if r.fidelity is None else getattr(r.fidelity, field),
+        take=lambda r: None if r.fidelity is None else r.fidelity.interval(field),
         form=rows.score,
         conditions=lambda r: {**_baseline(r), **_judged(r)},
         why=missing,
@@ -217,7 +213,8 @@ def _accuracy(metric: str) -> Iterator[Line]:
         }
 
     def missing(report: Report) -> str:
-        return report.pruned.why.get("accuracy", "this task was not run")
+        left_out = report.tasks_left_out.get(task_of(metric) or "")
+        return left_out or report.pruned.why.get("accuracy", "this task was not run")
 
     yield Line(
         name=f"Accuracy, {metric}",

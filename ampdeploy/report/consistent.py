@@ -13,15 +13,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ampdeploy.config import TASK_METRICS, task_of
 from ampdeploy.errors import ArtifactError
-from ampdeploy.report.result import BlockWidth, Interval, LatencyStats, Report
+from ampdeploy.report.result import (
+    INTERVAL_FIELDS,
+    BlockWidth,
+    Fidelity,
+    Interval,
+    LatencyStats,
+    Report,
+)
 
 Problem = tuple[str, str]  # place in the report, what is wrong there
 
 # Maps that have the same keys, where they are there at all: the first decides.
 _SAME_KEYS = (
     ("ratio.latency", "baseline.latency_ms", "pruned.latency_ms", "timing"),
-    ("ratio.compute", "baseline.compute_ms", "pruned.compute_ms", "timing"),
+    ("ratio.compute", "baseline.compute_ms", "pruned.compute_ms"),
     (
         "ratio.cuda_graph_compute",
         "baseline.cuda_graph_compute_ms",
@@ -71,8 +79,8 @@ _FIELDS = (
     (("accuracy", "chance", "knn_agreement", "half_share"), _SHARE),
     (("cosine", "cosine_mean", "cosine_p1", "cosine_min"), _COSINE),
     (
-        ("params", "flops", "file_bytes", "image_size", "images", "pairs", "windows", "in_flight",
-         "batch_size", "threads", "n", "hidden", "classes"),
+        ("params", "flops", "file_bytes", "image_size", "images", "loads", "pairs", "windows",
+         "in_flight", "batch_size", "threads", "n", "hidden", "classes"),
         _POSITIVE,
     ),
     (
@@ -103,6 +111,9 @@ def problems(report: Report) -> Iterator[Problem]:
     """Every place of `report` that cannot be as it is, with the value seen there."""
     yield from _walk(report, "", None)
     yield from _maps(report)
+    yield from _left_out(report)
+    if report.fidelity is not None:
+        yield from _intervals(report.fidelity)
 
 
 def _bounds(field: str) -> _Bounds | None:
@@ -129,6 +140,10 @@ def _walk(value: Any, place: str, bounds: _Bounds | None) -> Iterator[Problem]:
         for field in dataclasses.fields(value):
             if field.name in ("why", "host", "asked", "not_timed", "stages_seconds", "skipped"):
                 continue  # of anything
+            if isinstance(value, Fidelity) and field.name == "intervals":
+                for key, item in value.intervals.items():  # each as the field of its name
+                    yield from _walk(item, f"{place}.intervals.{key}", _bounds(key))
+                continue
             # A ratio's interval, and the statistics of times, are numbers of the field they are in.
             whole = isinstance(value, Interval | LatencyStats) and field.name != "n"
             yield from _walk(
@@ -142,7 +157,7 @@ def _ordered(value: Any, place: str) -> Iterator[Problem]:
     if isinstance(value, Interval):
         low, high = value.ci95_low, value.ci95_high
         if (low is None) != (high is None):
-            yield place, f"has one end of an interval only: {low}, {high}"
+            yield from _one_ended(value, place)
         elif low is not None and high is not None:
             # A bootstrap's interval need not contain the value, but it is nowhere else either.
             slack = (high - low) + _ROUNDING * abs(value.value)
@@ -157,6 +172,43 @@ def _ordered(value: Any, place: str) -> Iterator[Problem]:
             )
     elif isinstance(value, BlockWidth) and value.kept > value.hidden:
         yield place, f"keeps {value.kept} of {value.hidden} neurons"
+
+
+def _one_ended(value: Interval, place: str) -> Iterator[Problem]:
+    """One end may be open, with its reason; a lost one, or one that is explained away, is not."""
+    there = "ci95_high" if value.ci95_low is None else "ci95_low"
+    end = getattr(value, there)
+    if there in value.why:
+        yield place, f"has {there} {end}, and a reason for having none: {value.why[there]!r}"
+    slack = _ROUNDING * abs(value.value)
+    outside = value.value - end if there == "ci95_high" else end - value.value
+    if not outside <= slack:
+        yield place, f"is {value.value}, beyond the only end of its interval, {end}"
+
+
+def _intervals(fidelity: Fidelity) -> Iterator[Problem]:
+    """Every number has its interval, and every interval its number."""
+    place = "fidelity.intervals"
+    expected = [name for name in INTERVAL_FIELDS if getattr(fidelity, name) is not None]
+    if fidelity.intervals.keys() != set(expected):
+        found = ", ".join(fidelity.intervals) or "nothing"
+        yield place, f"has {found}; measured are {', '.join(expected)}"
+    for name in expected:
+        number, interval = getattr(fidelity, name), fidelity.intervals.get(name)
+        if interval is not None and interval.value != number:
+            yield f"{place}.{name}", f"is of {interval.value}; {name} is {number}"
+
+
+def _left_out(report: Report) -> Iterator[Problem]:
+    """Tasks that were left out are tasks, have a reason, and gave nothing."""
+    for task, reason in report.tasks_left_out.items():
+        if task not in TASK_METRICS:
+            yield "tasks_left_out", f"has {task!r}, which is no task"
+        if not reason.strip():
+            yield f"tasks_left_out.{task}", "has no reason"
+        given = [metric for metric in report.tasks or {} if task_of(metric) == task]
+        if given:
+            yield "tasks_left_out", f"has {task}, which gave {', '.join(given)}"
 
 
 def _maps(report: Report) -> Iterator[Problem]:
@@ -176,3 +228,11 @@ def _maps(report: Report) -> Iterator[Problem]:
                     name,
                     f"has {', '.join(found) or 'nothing'}; {first} has {', '.join(expected)}",
                 )
+    # Compute is a part of the calls of latency, and some runtimes have no clock for it.
+    parts, calls = report.ratio.compute, report.ratio.latency
+    if parts is not None and (calls is None or parts.keys() != calls.keys()):
+        yield (
+            "ratio.compute",
+            f"has {', '.join(parts) or 'nothing'}; ratio.latency has "
+            f"{'nothing' if calls is None else ', '.join(calls)}",
+        )

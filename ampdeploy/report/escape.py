@@ -9,7 +9,8 @@ _LINE_BREAKS = re.compile(r"\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*")
 _INVISIBLE = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 # What CommonMark and GitHub's tables take as their own. An underscore within a word is none, and
 # neither are the brackets of an interval behind its number, which people read in the source, too.
-_INTERVAL = r"(?<=[^\s]\s)\[[-+]?[\d.]+, [-+]?[\d.]+\](?![(\[:])"
+_END = r"(?:[-+]?[\d.]+%?|–)"
+_INTERVAL = rf"(?<=[^\s]\s)\[{_END}, {_END}\](?![(\[:])"
 _MARKUP = re.compile(rf"({_INTERVAL})|([\\`*{{}}\[\]|~]|(?<![^\W_])_|_(?![^\W_]))")
 # What begins a heading, a list, a quotation or a rule at the start of a line.
 _BLOCK = re.compile(r"^\s*(?=[>#]|[-+](?:[\s-]|$))")

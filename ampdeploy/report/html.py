@@ -123,8 +123,9 @@ def _quality_tiles(report: Report) -> list[Tile]:
             Tile(
                 what="Feature cosine, p1",
                 number=f"{p1:.3f}",
-                detail=f"mean {fidelity.cosine_mean:.3f}, smallest {fidelity.cosine_min:.3f}; "
-                f"{fidelity.images} images",
+                detail=f"{rows.fidelity_interval(fidelity, 'cosine_p1', rows.times)}; mean "
+                f"{rows.fidelity_interval(fidelity, 'cosine_mean', rows.times)}, smallest "
+                f"{fidelity.cosine_min:.3f}; {fidelity.images} images",
                 tone="good" if p1 >= DROP_IN_P1 else "bad" if p1 < UNUSABLE_P1 else "neutral",
             )
         )

@@ -15,7 +15,7 @@ from ampdeploy.artifacts import read_json, write_text
 from ampdeploy.errors import ArtifactError
 from ampdeploy.report.codec import from_plain, to_plain
 
-SCHEMA_VERSION = 5  # of report.json; raise it when a field changes
+SCHEMA_VERSION = 6  # of report.json; raise it when a field changes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,11 +55,25 @@ class LatencyStats(Explained):
 
 @dataclass(frozen=True, kw_only=True)
 class Interval(Explained):
-    """A number with its 95% interval."""
+    """A number with its 95% interval.
+
+    One end alone may be missing, and nothing bounds the number on that side then. With both
+    missing there is no interval.
+    """
 
     value: float
     ci95_low: float | None
     ci95_high: float | None
+
+    @property
+    def lost(self) -> bool:
+        """Whether there is no interval at all."""
+        return self.ci95_low is None and self.ci95_high is None
+
+    @property
+    def why_open(self) -> str:
+        """Why an end is missing; empty: none is."""
+        return self.why.get("ci95_low") or self.why.get("ci95_high") or ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,10 +83,12 @@ class Timing:
     clock: str
     """What was timed, in words: clocks of different kinds are never compared."""
     order: str
+    loads: int
+    """Times that both files were opened anew; the pairs are spread over them."""
     warmup_pairs: int
     warmup_seconds: float
     warmup_stable: bool
-    """Whether three successive warm-up windows agreed."""
+    """Whether successive warm-up windows agreed, each time that the files were opened."""
     pairs: int
     seconds: float
     capped: bool
@@ -87,6 +103,8 @@ class ThroughputTiming:
 
     in_flight: int
     """Batches that were under way at once."""
+    loads: int
+    """Times that both files were opened anew; the windows are spread over them."""
     windows: int
     """Windows of each model."""
     window_seconds: float
@@ -227,6 +245,17 @@ class Measured(Explained):
     """Metric -> value in [0, 1]."""
 
 
+# The smallest cosine has none: nothing seen bounds the worst image that was not seen, and
+# resampling never draws one below it.
+INTERVAL_FIELDS = (
+    "cosine_mean",
+    "cosine_p1",
+    "patch_cosine_mean",
+    "patch_cosine_p1",
+    "knn_agreement",
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Fidelity(Explained):
     """Pruned against dense on the same images; see `ampdeploy.bench.accuracy`."""
@@ -239,6 +268,21 @@ class Fidelity(Explained):
     patch_cosine_p1: float | None
     knn_agreement: float | None
     knn_k: int
+    intervals: dict[str, Interval]
+    """Field of this -> what other images of the same kind would give: all but the smallest cosine,
+    and what is null; see `ampdeploy.bench.fidelity_intervals`."""
+
+    def interval(self, name: str) -> Interval | None:
+        """A field of `INTERVAL_FIELDS` with its interval; None: it was not measured."""
+        value: float | None = getattr(self, name)
+        if value is None:
+            return None
+        found = self.intervals.get(name)
+        if found is None:
+            why = dict.fromkeys(("ci95_low", "ci95_high"), "the report has none for it")
+            return Interval(value=value, ci95_low=None, ci95_high=None, why=why)
+        # The field is the number, also in a file where the two do not agree.
+        return dataclasses.replace(found, value=value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,7 +308,7 @@ class Ratios(Explained):
     file_bytes: float
     memory: float | None
     latency: dict[str, Interval] | None
-    """Per batch size: ratio of median latencies, end to end."""
+    """Per batch size: ratio of median latencies, end to end; the geometric mean over the loads."""
     compute: dict[str, Interval] | None
     """As `latency`, of `compute_ms`."""
     cuda_graph_compute: dict[str, Interval] | None
@@ -368,6 +412,8 @@ class Report(Explained):
     ratio: Ratios
     tasks: dict[str, Task] | None
     """Metric of `accuracy` -> what it is."""
+    tasks_left_out: dict[str, str]
+    """Task that was asked for -> why it gave no metric."""
     timing: dict[str, Timing] | None
     """Per batch size, of `latency_ms` and `compute_ms`, which are parts of the same calls."""
     cuda_graph_timing: dict[str, Timing] | None

@@ -60,10 +60,18 @@ def percent(value: float | None) -> str:
 
 
 def interval(value: Interval, form: Callable[[float], str] = times) -> str:
-    """``0.712 [0.703, 0.722]``; says so where there is no interval."""
-    if value.ci95_low is None or value.ci95_high is None:
+    """``0.712 [0.703, 0.722]``, or ``[–, 0.722]`` where nothing bounds it from below; says so
+    where there is no interval."""
+    if value.lost:
         return f"{form(value.value)} (no interval)"
-    return f"{form(value.value)} [{form(value.ci95_low)}, {form(value.ci95_high)}]"
+    low, high = (NOTHING if end is None else form(end) for end in (value.ci95_low, value.ci95_high))
+    return f"{form(value.value)} [{low}, {high}]"
+
+
+def fidelity_interval(fidelity: Fidelity, name: str, form: Callable[[float], str] = score) -> str:
+    """A field of the fidelity with its interval."""
+    found = fidelity.interval(name)
+    return NOT_MEASURED if found is None else interval(found, form)
 
 
 def difference(value: Interval) -> str:
@@ -126,6 +134,14 @@ def comparison_rows(report: Report) -> list[Row]:
     ]
 
 
+# A line's name, field of `Fidelity`.
+COSINES = (
+    ("Feature cosine, mean", "cosine_mean"),
+    ("Feature cosine, p1", "cosine_p1"),
+    ("Patch cosine, mean", "patch_cosine_mean"),
+    ("Patch cosine, p1", "patch_cosine_p1"),
+)
+
 # Field of `Ratios`, field of `Measured` -> the clock, in a line's name.
 CLOCKS = (
     ("latency", "latency_ms", "Latency"),
@@ -169,6 +185,7 @@ def left_out(report: Report) -> list[tuple[str, str]]:
         missing.append(("Energy", ratio.why["energy"]))
     if report.telemetry is None:
         missing.append(("Clocks and temperatures", report.why["telemetry"]))
+    missing += [(f"task {task}", reason) for task, reason in report.tasks_left_out.items()]
     return [(", ".join(names), reason) for reason, names in by_reason(missing).items()]
 
 
@@ -238,16 +255,9 @@ def _energy_rows(report: Report) -> list[Row]:
 def _fidelity_rows(fidelity: Fidelity | None) -> list[Row]:
     if fidelity is None:
         return [Row(what="Fidelity", baseline=NOTHING, pruned=NOT_MEASURED, ratio=NOTHING)]
-    shown = (
-        ("Feature cosine, mean", score(fidelity.cosine_mean)),
-        ("Feature cosine, p1", score(fidelity.cosine_p1)),
-        ("Patch cosine, mean", score(fidelity.patch_cosine_mean)),
-        ("Patch cosine, p1", score(fidelity.patch_cosine_p1)),
-        (
-            f"Shared {fidelity.knn_k} neighbours",
-            percent(fidelity.knn_agreement),
-        ),
-    )
+    shown = [(label, fidelity_interval(fidelity, name)) for label, name in COSINES]
+    neighbours = fidelity_interval(fidelity, "knn_agreement", percent)
+    shown.append((f"Shared {fidelity.knn_k} neighbours", neighbours))
     return [Row(what=what, baseline=NOTHING, pruned=value, ratio=NOTHING) for what, value in shown]
 
 

@@ -26,6 +26,7 @@ def environment(needed_by: str, *, html: bool) -> Any:
         autoescape=html,
         finalize=None if html else _plain,
     )
+    result.globals["percent"] = rows.percent
     result.filters.update(
         fact=_fact,
         milliseconds=rows.milliseconds,
@@ -36,6 +37,7 @@ def environment(needed_by: str, *, html: bool) -> Any:
         interval=rows.interval,
         times=rows.times,
         score=rows.score,
+        fidelity=rows.fidelity_interval,
         difference=rows.difference,
     )
     return result

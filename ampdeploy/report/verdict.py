@@ -6,7 +6,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ampdeploy.report.result import Interval, Report
-from ampdeploy.report.rows import batch_keys, difference, interval, percent
+from ampdeploy.report.rows import (
+    batch_keys,
+    difference,
+    fidelity_interval,
+    interval,
+    percent,
+    times,
+)
 
 # Below this first-percentile cosine, some images get features that downstream heads have not seen.
 DROP_IN_P1 = 0.98
@@ -54,7 +61,7 @@ def speed_verdict(batch: str, ratio: Interval) -> Judgement:
     if ratio.ci95_low is None or ratio.ci95_high is None:
         return Judgement(
             "neutral",
-            f"Speed at batch {batch} is not established: {shown}; {ratio.why['ci95_low']}.",
+            f"Speed at batch {batch} is not established: {shown}; {ratio.why_open}.",
         )
     if ratio.ci95_low <= 1 <= ratio.ci95_high:
         return Judgement(
@@ -130,7 +137,7 @@ def _fidelity(report: Report) -> list[Judgement]:
                 f"Fidelity was not measured, so nothing is promised: {report.why['fidelity']}.",
             )
         ]
-    worst = f"1st-percentile feature cosine {fidelity.cosine_p1:.3f}"
+    worst = f"1st-percentile feature cosine {fidelity_interval(fidelity, 'cosine_p1', times)}"
     epochs = report.method.distill_epochs
     if fidelity.cosine_p1 < UNUSABLE_P1:
         if epochs:

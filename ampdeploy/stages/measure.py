@@ -10,6 +10,7 @@ from ampdeploy.config import BuildConfig, to_json
 from ampdeploy.errors import ConfigError
 from ampdeploy.progress import log
 from ampdeploy.report.codec import from_plain, to_plain
+from ampdeploy.report.result import SCHEMA_VERSION
 from ampdeploy.run import MACHINE
 from ampdeploy.stages.common import (
     bank_of,
@@ -47,6 +48,8 @@ def eval_options(config: BuildConfig) -> dict[str, Any]:
         raise ConfigError(f"there is no head file {head}. Check --head.")
     return {
         "target": config.target,
+        # What another version of the report held is measured anew, for this one's report.
+        "schema": SCHEMA_VERSION,
         "tasks": list(config.evaluate.tasks),
         # By content: the same head elsewhere judges the same.
         "head": None if head is None else artifacts.sha256_file(head),
@@ -84,6 +87,7 @@ def bench_options(config: BuildConfig) -> dict[str, Any]:
 
     return {
         "target": config.target,
+        "schema": SCHEMA_VERSION,
         MACHINE: {**machine_identity(), **machine_options(config), **_meters(config)},
         **to_json(config.bench),
     }

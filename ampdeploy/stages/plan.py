@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ampdeploy import artifacts
 from ampdeploy.config import BuildConfig, to_json
+from ampdeploy.report.result import SCHEMA_VERSION
 from ampdeploy.run import Stage
 from ampdeploy.stages import deploy, distill, engine, inputs, measure, prune
 from ampdeploy.stages.common import engine_sources, shipped_artifacts, student_artifact
@@ -170,6 +171,7 @@ def _stages(config: BuildConfig) -> list[tuple[Stage, bool]]:
         writes=(a.REPORT_JSON, a.REPORT_MD, a.REPORT_HTML),
         options=lambda c: {
             "target": c.target,
+            "schema": SCHEMA_VERSION,
             "prune": to_json(c.prune),
             "engine": c.engine.when,
         },

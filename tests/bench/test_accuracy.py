@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+
 import numpy as np
 import pytest
 
@@ -14,7 +17,8 @@ from ampdeploy.bench.accuracy import (
     knn_agreement,
 )
 from ampdeploy.errors import DataError, VerificationError
-from ampdeploy.report.result import Fidelity
+from ampdeploy.report.codec import from_plain
+from ampdeploy.report.result import INTERVAL_FIELDS, Fidelity
 from ampdeploy.targets.base import get_target
 from tests.targets.onnx_samples import images, write_linear_model
 
@@ -50,7 +54,8 @@ def test_cosine_refuses_other_shapes_and_values_that_are_not_finite():
 
 def test_identical_models_are_perfect_whatever_the_scale():
     features, patches = random(30, 8), random(30, 4, 8, seed=1)
-    result = Fidelity(**fidelity(features, 3 * features, patches, 2 * patches))
+    plain = json.loads(json.dumps(fidelity(features, 3 * features, patches, 2 * patches)))
+    result = from_plain(Fidelity, plain, where="eval.json")
     assert result.cosine_min == pytest.approx(1)
     assert result.patch_cosine_p1 == pytest.approx(1)
     assert result.knn_agreement == 1
@@ -114,6 +119,11 @@ def test_accumulating_batches_equals_all_at_once():
         )
     at_once, result = fidelity(a, b, pa, pb), accumulator.result()
     assert result.pop("why") == at_once.pop("why") == {}
+    ours, theirs = result.pop("intervals"), at_once.pop("intervals")
+    assert ours.keys() == theirs.keys() == set(INTERVAL_FIELDS)
+    for name, interval in ours.items():
+        assert interval.pop("why") == theirs[name].pop("why")
+        assert interval == pytest.approx(theirs[name])
     assert result == pytest.approx(at_once)
     np.testing.assert_array_equal(accumulator.features[1], b)
     np.testing.assert_allclose(accumulator.patch_means[0], pa.mean(axis=1), rtol=1e-6)
@@ -129,6 +139,51 @@ def test_accumulator_refuses_what_is_not_one_model_twice():
     both = {"features": random(2, 3), "patch_features": random(2, 4, 3)}
     with pytest.raises(VerificationError, match="patch features"):
         accumulator.add(both, {"features": random(2, 3)})
+
+
+def test_every_number_but_the_smallest_has_its_interval():
+    a, pa = random(400, 6), random(400, 5, 6, seed=2)
+    b, pb = a + 0.5 * random(400, 6, seed=1), pa + 0.5 * random(400, 5, 6, seed=3)
+    result = from_plain(Fidelity, fidelity(a, b, pa, pb), where="eval.json")
+    assert result.intervals.keys() == set(INTERVAL_FIELDS)
+    for name in INTERVAL_FIELDS:
+        interval = result.interval(name)
+        assert interval.value == getattr(result, name)
+        assert interval.ci95_low < interval.value < interval.ci95_high
+    assert result.intervals["cosine_p1"].ci95_low == pytest.approx(result.cosine_min)
+
+
+def test_intervals_of_few_images_say_what_they_lack():
+    result = fidelity(random(12, 6), random(12, 6, seed=1))
+    assert result["intervals"].keys() == {"cosine_mean", "cosine_p1", "knn_agreement"}
+    mean, p1 = (result["intervals"][name] for name in ("cosine_mean", "cosine_p1"))
+    assert (mean["ci95_low"], mean["ci95_high"]) == (None, None)
+    assert mean["why"]["ci95_low"] == "12 images; an interval needs 20"
+    assert p1["ci95_low"] is None
+    assert p1["ci95_high"] is not None
+    assert p1["why"] == {"ci95_low": "12 images; about 368 would give the lower end"}
+    tiny = from_plain(Fidelity, fidelity(random(2, 6), random(2, 6, seed=1)), where="eval.json")
+    assert tiny.interval("knn_agreement") is None
+    assert tiny.interval("patch_cosine_p1") is None
+
+
+def test_an_interval_that_a_report_lacks_is_lost_and_its_number_is_the_field():
+    result = from_plain(Fidelity, fidelity(random(30, 6), random(30, 6, seed=1)), where="eval.json")
+    without = dataclasses.replace(result, intervals={})
+    assert without.interval("cosine_mean").lost
+    assert "the report has none" in without.interval("cosine_mean").why_open
+    other = dataclasses.replace(result, cosine_mean=0.5)
+    assert other.interval("cosine_mean").value == 0.5
+
+
+def test_images_of_different_sizes_are_not_judged_together():
+    accumulator = FidelityAccumulator()
+    for patches in (4, 4, 5):
+        both = {"features": random(2, 3), "patch_features": random(2, patches, 3)}
+        if patches == 4:
+            accumulator.add(both, both)
+    with pytest.raises(VerificationError, match="of 4 and of 5 patches"):
+        accumulator.add(both, both)
 
 
 def test_runners_are_compared_on_the_same_batches(tmp_path):

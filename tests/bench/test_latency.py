@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 
 import numpy as np
 import pytest
 
 from ampdeploy.bench import latency, turns
-from ampdeploy.bench.intervals import ratio_of_rates, student_t
+from ampdeploy.bench.intervals import (
+    rates_over_loads,
+    ratio_of_rates,
+    ratio_over_loads,
+    student_t,
+)
 from ampdeploy.bench.latency import (
+    join_clocks,
+    join_loads,
     make_batches,
-    measure_clocks,
     measure_interleaved,
+    measure_load,
     ratio_of_medians,
     summarise,
 )
@@ -149,7 +157,8 @@ class DeviceRunner(CostlyRunner):
 
 def test_both_clocks_are_read_in_the_same_calls(clock):
     runners = {"baseline": DeviceRunner(clock, 40, 10), "pruned": DeviceRunner(clock, 30, 15)}
-    found = measure_clocks(runners, pictures(4), batch_size=2, min_runs=10, max_seconds=2)
+    load = measure_load(runners, pictures(4), batch_size=2, min_runs=10, max_seconds=2)
+    found = join_clocks([load])
     whole, compute = found.end_to_end, found.compute
     assert compute is not None
     assert (whole.baseline.p50, whole.pruned.p50) == (40, 30)
@@ -166,7 +175,8 @@ def test_both_clocks_are_read_in_the_same_calls(clock):
 
 def test_clocks_of_different_kinds_are_not_compared(clock):
     runners = {"baseline": DeviceRunner(clock, 40, 10), "pruned": CostlyRunner(clock, 30)}
-    found = measure_clocks(runners, pictures(4), batch_size=2, min_runs=10, max_seconds=2)
+    load = measure_load(runners, pictures(4), batch_size=2, min_runs=10, max_seconds=2)
+    found = join_clocks([load])
     assert found.compute is None
     assert (found.end_to_end.baseline.p50, found.end_to_end.pruned.p50) == (40, 30)
 
@@ -197,6 +207,88 @@ def test_latency_that_keeps_rising_does_not_count_as_warm(clock):
     result = measure_interleaved(rising, pictures(4), batch_size=1, min_runs=10, max_seconds=4)
     assert not result.timing.warmup_stable
     assert result.timing.warmup_seconds >= 2
+
+
+def loads_of(ratios, *, jitter=0.0, pairs=20, seed=0):
+    """Samples (pairs, 2) in ms of loads with these ratios of their own."""
+    rng = np.random.default_rng(seed)
+    return [np.exp(rng.normal(0, jitter, (pairs, 2))) * (10.0, 10.0 * ratio) for ratio in ratios]
+
+
+def test_loads_are_joined_and_counted(clock):
+    loads = []
+    for first_ms in (40, 41, 42, 43):
+        runners = {"baseline": CostlyRunner(clock, first_ms), "pruned": CostlyRunner(clock, 30)}
+        loads.append(measure_load(runners, pictures(4), batch_size=2, min_runs=10, max_seconds=2))
+    found = join_clocks(loads).end_to_end
+    assert found.timing.loads == 4
+    assert found.timing.pairs == found.baseline.n == sum(len(load.samples_ms) for load in loads)
+    assert found.timing.warmup_pairs == 4 * 9
+    assert found.timing.seconds == pytest.approx(sum(load.seconds for load in loads))
+    assert (found.timing.warmup_stable, found.timing.capped) == (True, False)
+    capped = [*loads, dataclasses.replace(loads[0], capped=True, warmup_stable=False)]
+    timing = join_clocks(capped).end_to_end.timing
+    assert (timing.warmup_stable, timing.capped) == (False, True)
+
+
+def test_interval_over_loads_is_students_t_of_their_ratios():
+    found = ratio_over_loads(loads_of([0.79, 0.80, 0.81, 0.80]))
+    logs = np.log([0.79, 0.80, 0.81, 0.80])
+    reach = 3.182446 * logs.std(ddof=1) / 2
+    assert np.log(found.value) == pytest.approx(logs.mean())
+    assert np.log(found.ci95_high / found.value) == pytest.approx(reach, rel=2e-3)
+    assert np.log(found.ci95_low / found.value) == pytest.approx(-reach, rel=2e-3)
+
+
+def test_few_loads_fall_back_on_the_bootstrap_of_all_calls():
+    loads = loads_of([0.8, 0.8, 0.8], jitter=0.02)
+    together = np.concatenate(loads)
+    assert ratio_over_loads(loads) == ratio_of_medians(together[:, 0], together[:, 1])
+
+
+def test_what_a_load_does_to_all_its_calls_is_in_the_interval():
+    """2% of each load's own, far more than the jitter of its calls shows."""
+    covered = {"loads": 0, "calls": 0}
+    for seed in range(200):
+        own = np.exp(np.random.default_rng(1000 + seed).normal(0, 0.02, 5))
+        loads = loads_of(own, jitter=0.01, seed=seed)
+        together = np.concatenate(loads)
+        for name, found in (
+            ("loads", ratio_over_loads(loads)),
+            ("calls", ratio_of_medians(together[:, 0], together[:, 1])),
+        ):
+            covered[name] += found.ci95_low <= 1.0 <= found.ci95_high
+    assert 181 <= covered["loads"] <= 198  # 190 expected, standard deviation 3.1
+    assert covered["calls"] < 150
+
+
+def test_rates_over_loads_are_compared_load_by_load():
+    loads = [np.array([[100.0, ratio * 100]] * 2) for ratio in (1.24, 1.25, 1.26, 1.25)]
+    found = rates_over_loads(loads)
+    logs = np.log([1.24, 1.25, 1.26, 1.25])
+    assert np.log(found.value) == pytest.approx(logs.mean())
+    reach = 3.182446 * logs.std(ddof=1) / 2
+    assert np.log(found.ci95_high / found.value) == pytest.approx(reach, rel=2e-3)
+    together = np.concatenate(loads[:3])
+    assert rates_over_loads(loads[:3]) == ratio_of_rates(together[:, 0], together[:, 1])
+
+
+def test_clocks_of_loads_are_kept_apart():
+    loads = [
+        latency.Load(
+            samples_ms=np.full((6, 2, 2), [[4.0, 2.0], [3.0, 1.0]]),
+            clocks=("outer", "inner"),
+            buffers=2,
+            warmup_pairs=3,
+            warmup_seconds=0.1,
+            warmup_stable=True,
+            seconds=0.2,
+            capped=False,
+        )
+    ] * 4
+    outer, inner = join_loads(loads, rng=np.random.default_rng(0))
+    assert (outer.ratio.value, inner.ratio.value) == (0.75, 0.5)
+    assert (outer.timing.clock, inner.timing.clock) == ("outer", "inner")
 
 
 def test_batches_are_distinct_real_and_contiguous():

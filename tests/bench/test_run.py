@@ -45,7 +45,7 @@ def test_engines_are_timed_at_what_they_take(tmp_path, batches, asked, timed, le
 
 
 def measure(folder, **changes):
-    options = {"batch_sizes": (1, 3), "min_runs": 2, "max_seconds": 0.1, "threads": 1}
+    options = {"batch_sizes": (1, 3), "min_runs": 2, "max_seconds": 0.1, "loads": 2, "threads": 1}
     config = BenchConfig(**{**options, "throughput_seconds": 0.2, **changes})
     write_linear_model(folder / "m.onnx")
     pair = (folder / "m.onnx", folder / "m.onnx")
@@ -70,6 +70,37 @@ def test_every_clock_is_measured_at_every_size_that_was_asked_for(tmp_path):
     assert "target ort" in found.why["cuda_graph"]
     again = from_plain(BenchResult, to_plain(found), where="a test")
     assert again == found
+
+
+class CountingTarget(OrtTarget):
+    """Notes what it opens, and what is open at once."""
+
+    def __init__(self):
+        self.opened = []
+
+    def open(self, artifact, *, threads=None):
+        self.opened.append(artifact.name)
+        return super().open(artifact, threads=threads)
+
+
+def test_files_are_opened_anew_for_each_load_and_in_turns(tmp_path, monkeypatch):
+    target = CountingTarget()
+    monkeypatch.setattr(run, "get_target", lambda name: target)
+    paths = [tmp_path / "baseline.onnx", tmp_path / "pruned.onnx"]
+    for path in paths:
+        write_linear_model(path)
+    config = BenchConfig(
+        batch_sizes=(1, 2), min_runs=7, max_seconds=0.1, loads=3, threads=1, throughput_seconds=0.1
+    )
+    found = measure_pair("ort", *paths, np.ascontiguousarray(images(4)), config)
+    there, back = [path.name for path in paths], [path.name for path in reversed(paths)]
+    assert target.opened == there + back + there
+    for size in ("1", "2"):
+        assert found.latency[size].timing.loads == found.compute[size].timing.loads == 3
+        assert found.latency[size].timing.pairs >= 9  # 7 runs over 3 loads
+        assert found.throughput[size].timing.loads == 3
+        assert found.throughput[size].timing.windows >= 3
+    assert found.telemetry.seconds > sum(row.timing.seconds for row in found.latency.values())
 
 
 def test_throughput_that_nobody_wants_is_null_with_the_reason(tmp_path):

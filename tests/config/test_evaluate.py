@@ -18,7 +18,10 @@ from ampdeploy.config import (
     to_json,
 )
 from ampdeploy.errors import ConfigError
+from ampdeploy.stages import measure
+from ampdeploy.stages import plan as plan_module
 from ampdeploy.stages.measure import eval_options
+from ampdeploy.stages.plan import plan
 
 
 def config(**changes) -> BuildConfig:
@@ -76,6 +79,16 @@ def test_the_stage_depends_on_tasks_and_on_what_the_head_holds(tmp_path):
     head.unlink()
     with pytest.raises(ConfigError, match="there is no head file"):
         eval_options(config(tasks=tasks, head=head))
+
+
+def test_another_version_of_the_report_is_measured_anew(monkeypatch):
+    """Or its report would be put together from files that lack what it holds."""
+    stages = {stage.name: stage for stage in plan(config())}
+    before = {name: stages[name].options(config()) for name in ("eval", "bench", "report")}
+    for module in (measure, plan_module):
+        monkeypatch.setattr(module, "SCHEMA_VERSION", 99)
+    for name, options in before.items():
+        assert stages[name].options(config()) != options
 
 
 def test_a_build_reads_its_head_before_it_prunes(tmp_path, capsys):

@@ -101,7 +101,8 @@ def built(tmp_path_factory) -> Runner:
     return runner
 
 
-LENIENT = "max-params: 1G\nmin-cosine-mean: 0.1\nregression-of: [params, file-size, cosine]\n"
+# The few images here give the mean cosine no interval to decide by.
+LENIENT = "max-params: 1G\nmin-cosine-min: -1\nregression-of: [params, file-size, cosine]\n"
 
 
 def test_github_gates_summarises_and_accepts(built):

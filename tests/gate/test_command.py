@@ -18,7 +18,7 @@ from ampdeploy.gate import views
 from ampdeploy.gate.gate import GateConfig, run_gate
 from ampdeploy.gate.rules import parse_rule
 from tests.gate.junit_schema import parse
-from tests.report.samples import bare_report, engine_report, sample_report
+from tests.report.samples import bare_report, engine_report, few_images, sample_report
 
 BOTH = ("--max-params", "17M", "--max-latency-ratio", "0.8")
 ONE_OF_EACH = (
@@ -86,7 +86,34 @@ def test_one_line_per_rule_with_the_samples_that_would_settle_it(report, capsys)
     assert "batch 1" in lines[0]
     # (0.762 - 0.75) must become 0.01: 40 * 1.44.
     assert "about 58 pairs of calls would, as likely as not, settle it (40 now)" in lines[0]
-    assert lines[2].startswith("pass          min-cosine-p1 0.9000: 0.9512; point value")
+    assert lines[2].startswith("pass          min-cosine-p1 0.9000: 0.9512 [0.9472, 0.9532]; the ")
+
+
+def test_an_open_end_is_undecided_in_every_output(report, capsys):
+    sample_report(fidelity=few_images()).write(report)
+    rule = ("--min-cosine-p1", "0.9")
+    assert gate(report, *rule, "--junit", "gate.xml", "--markdown", "gate.md") == 3
+    shown = capsys.readouterr().out
+    assert (
+        "undecided     min-cosine-p1 0.9000: 0.9512 [–, 0.9532]; the 95% interval has no" in shown
+    )
+    assert "180 images; about 368 would give the lower end" in shown
+    assert "0.9512 [–, 0.9532]" in Path("gate.md").read_text()
+    assert parse(Path("gate.xml").read_text()).get("failures") == "1"
+    assert gate(report, *rule, "--json") == 3
+    (finding,) = json.loads(capsys.readouterr().out)["findings"]
+    assert (finding["status"], finding["ci95_low"], finding["ci95_high"]) == (
+        "undecided", None, pytest.approx(0.9532),
+    )  # fmt: skip
+
+
+def test_a_task_that_was_left_out_closes_the_gate(report, capsys):
+    sample_report(tasks_left_out={"probe": "one class"}).write(report)
+    assert gate(report, "--max-accuracy-drop", "5", "--undecided", "pass") == 3
+    assert "not measured  max-accuracy-drop 5.00 pp, task probe: one class" in (
+        capsys.readouterr().out
+    )
+    assert gate(report, "--max-accuracy-drop", "knn_top1=5") == 0
 
 
 def test_json_holds_every_number(report, capsys):

@@ -10,6 +10,7 @@ import pytest
 from ampdeploy.errors import ArtifactError
 from ampdeploy.gate.finding import POINT, Status, Value, decide, samples_to_settle
 from ampdeploy.gate.units import RATIO
+from ampdeploy.report.result import Interval
 
 
 def of(number, low=None, high=None, samples=100, **more):
@@ -38,6 +39,66 @@ def status(value, limit, *, at_most):
 )
 def test_the_whole_interval_must_be_on_one_side(limit, at_most, expected):
     assert status(of(0.75, 0.73, 0.77), limit, at_most=at_most) is expected
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "limit", "at_most", "expected"),
+    [
+        # Nothing bounds it from below: it may be too low, whatever the limit is.
+        (None, 0.77, 0.10, False, Status.UNDECIDED),
+        (None, 0.77, 0.74, False, Status.UNDECIDED),
+        (None, 0.77, 0.75, False, Status.UNDECIDED),
+        (None, 0.77, 0.76, False, Status.UNDECIDED),
+        (None, 0.77, 0.77, False, Status.UNDECIDED),
+        (None, 0.77, 0.78, False, Status.FAIL),
+        (None, 0.77, 0.77, True, Status.PASS),
+        (None, 0.77, 0.76, True, Status.UNDECIDED),
+        (None, 0.77, 0.10, True, Status.UNDECIDED),
+        # Nothing bounds it from above.
+        (0.73, None, 0.90, True, Status.UNDECIDED),
+        (0.73, None, 0.75, True, Status.UNDECIDED),
+        (0.73, None, 0.73, True, Status.UNDECIDED),
+        (0.73, None, 0.72, True, Status.FAIL),
+        (0.73, None, 0.73, False, Status.PASS),
+        (0.73, None, 0.74, False, Status.UNDECIDED),
+        (0.73, None, 0.90, False, Status.UNDECIDED),
+    ],
+)
+def test_a_missing_end_is_no_limit_to_the_value(low, high, limit, at_most, expected):
+    value = of(0.75, low, high, note="100 pairs; about 200 would give the other end")
+    found = decide("r", "", value, limit=limit, at_most=at_most, unit=RATIO)
+    assert found.status is expected
+    assert (found.ci95_low, found.ci95_high) == (low, high)
+    if expected is not Status.UNDECIDED:
+        assert "the whole 95% interval is" in found.reason
+
+
+def test_what_is_undecided_for_a_missing_end_says_what_would_give_it():
+    value = of(0.75, None, 0.77, note="180 images; about 368 would give the lower end")
+    found = decide("r", "", value, limit=0.7, at_most=False, unit=RATIO)
+    assert found.measured == "0.750 [–, 0.770]"
+    assert found.reason == (
+        "the 95% interval has no lower end: 180 images; about 368 would give the lower end"
+    )
+    assert found.samples_to_settle is None
+    # On the side that has its end, more samples may bring that within the limit, and so a fail.
+    found = decide("r", "", value, limit=0.76, at_most=False, unit=RATIO)
+    assert found.samples_to_settle == pytest.approx(400, abs=1)
+    value = of(0.75, 0.73, None, note="few")
+    found = decide("r", "", value, limit=0.8, at_most=True, unit=RATIO)
+    assert found.measured == "0.750 [0.730, –]"
+    assert found.reason == "the 95% interval has no upper end: few"
+
+
+def test_an_interval_of_the_report_keeps_the_end_that_it_has():
+    why = "few"
+    for low, high in ((0.7, 0.8), (None, 0.8), (0.7, None), (None, None)):
+        ends = {"ci95_low": low, "ci95_high": high}
+        missing = {name: why for name, end in ends.items() if end is None}
+        value = Value.of(Interval(value=0.75, **ends, why=missing), 20, "images")
+        assert (value.low, value.high) == (low, high)
+        assert value.broken is (low is None and high is None)
+        assert value.note == (why if missing else "")
 
 
 def test_a_point_decides_and_says_that_it_is_one():
@@ -72,6 +133,9 @@ def test_what_was_not_measured_never_passes():
         of(0.5, math.nan, 0.6),
         of(0.5, 0.4, math.inf),
         of(0.5, 0.6, 0.4),
+        of(0.5, None, math.nan),
+        of(math.nan, None, 0.6),
+        of(0.5, -math.inf, None),
     ],
 )
 def test_a_number_that_nothing_measures_is_refused(value):

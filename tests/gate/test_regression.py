@@ -14,7 +14,14 @@ from ampdeploy.gate.finding import EXACT, POINT, Status, Value
 from ampdeploy.gate.gate import GateConfig, run_gate
 from ampdeploy.gate.rules import parse_rule
 from ampdeploy.report.result import Interval, Spread
-from tests.report.samples import bare_report, sample_report, whole_report, with_ratio
+from tests.report.samples import (
+    bare_report,
+    few_images,
+    fidelity,
+    sample_report,
+    whole_report,
+    with_ratio,
+)
 from tests.report.test_compare import other_speed
 
 
@@ -174,6 +181,94 @@ def test_what_one_report_has_not():
     fewer = with_ratio(old, latency={"1": old.ratio.latency["1"]})
     assert check(fewer, old)["latency, batch 8"].status is Status.NOT_MEASURED
     assert check(old, fewer)["latency, batch 8"].status is Status.INCOMPARABLE
+
+
+def test_cosines_are_points_of_the_same_images_and_say_so():
+    """Their intervals are about other images, and which were drawn is no part of the change."""
+    old = sample_report(fidelity=few_images())
+    for name in ("cosine", "patch-cosine"):
+        found = check(old, old, name)[name]
+        assert found.status is Status.PASS
+        assert found.reason == "point values of the same 180 images in both reports"
+        assert (found.ci95_low, found.ci95_high) == (None, None)
+    no_patches = {"patch_cosine_p1": None, "patch_cosine_mean": None}
+    new = sample_report(fidelity=fidelity(**no_patches, why=dict.fromkeys(no_patches, "has none")))
+    assert check(new, old)["patch-cosine"].reason == "has none"
+    assert check(new, new)["patch-cosine"].status is Status.SKIPPED
+
+
+def test_a_task_that_was_left_out_is_no_reason_to_pass():
+    whole = whole_report()
+    tasks = dict.fromkeys(("knn_top1", "probe_top1"), whole.tasks["knn_top1"])
+    same = Interval(value=0.0, ci95_low=-0.001, ci95_high=0.001)
+    both = with_ratio(
+        dataclasses.replace(whole, tasks=tasks), accuracy_difference=dict.fromkeys(tasks, same)
+    )
+    one = with_ratio(
+        dataclasses.replace(whole, tasks_left_out={"probe": "one class"}),
+        accuracy_difference={"knn_top1": same},
+    )
+    # Now left out, then there: under the metric's name, once.
+    found = check(one, both, "accuracy")
+    assert found.keys() == {"accuracy, knn_top1", "accuracy, probe_top1"}
+    assert found["accuracy, knn_top1"].status is Status.PASS
+    assert found["accuracy, probe_top1"].status is Status.NOT_MEASURED
+    assert found["accuracy, probe_top1"].reason == "one class"
+    # Now there, then left out.
+    found = check(both, one, "accuracy")["accuracy, probe_top1"]
+    assert found.status is Status.INCOMPARABLE
+    assert found.reason == "not in the old report: one class"
+    # In neither: passed over, unless accuracy was asked for by name.
+    found = check(one, one)["accuracy, task probe"]
+    assert (found.status, found.reason) == (Status.SKIPPED, "neither report has it: one class")
+    found = check(one, one, "accuracy")["accuracy, task probe"]
+    assert (found.status, found.reason) == (Status.NOT_MEASURED, "one class")
+    # With no metric at all, each says its own reason.
+    none = dataclasses.replace(bare_report(), tasks_left_out={"probe": "one class"})
+    found = check(none, both, "accuracy")
+    assert found["accuracy, probe_top1"].reason == "one class"
+    assert found["accuracy, knn_top1"].reason == "no reason but this test"
+
+
+def test_a_batch_size_that_was_not_timed_says_why():
+    old = sample_report()
+    fewer = with_ratio(
+        sample_report(not_timed={"8": "too large"}), latency={"1": old.ratio.latency["1"]}
+    )
+    found = check(fewer, old, "latency")
+    assert found["latency, batch 8"].status is Status.NOT_MEASURED
+    assert found["latency, batch 8"].reason == "too large"
+    assert check(old, fewer, "latency")["latency, batch 8"].reason == (
+        "not in the old report: too large"
+    )
+    assert check(fewer, fewer)["latency, batch 8"].status is Status.SKIPPED
+    assert check(fewer, fewer, "latency")["latency, batch 8"].status is Status.NOT_MEASURED
+
+
+def test_a_change_has_the_ends_that_both_runs_give_it():
+    def of(low, high):
+        return Value(number=1.0, low=low, high=high, note="few" if None in (low, high) else "")
+
+    whole, up, down = of(0.9, 1.2), of(None, 1.2), of(0.9, None)
+    change = regression.difference(whole, whole)
+    assert (change.low, change.high) == pytest.approx((-math.hypot(0.1, 0.2), math.hypot(0.2, 0.1)))
+    for now, then, low, high in (
+        (up, whole, None, math.hypot(0.2, 0.1)),
+        (whole, down, None, math.hypot(0.2, 0.1)),
+        (down, whole, -math.hypot(0.1, 0.2), None),
+        (whole, up, -math.hypot(0.1, 0.2), None),
+    ):
+        change = regression.difference(now, then)
+        assert change.low == (None if low is None else pytest.approx(low))
+        assert change.high == (None if high is None else pytest.approx(high))
+        assert not change.broken
+        assert change.note == "few"
+        assert regression.relative_change(now, then).broken is False
+    # Nothing is left of the interval: it decides nothing, and is no point either.
+    for now, then in ((up, up), (down, down), (whole, Value(number=1.0, note=POINT))):
+        change = regression.difference(now, then)
+        assert change.broken
+        assert (change.low, change.high) == (None, None)
 
 
 def test_changes_of_zero_or_nothing_have_no_ratio():

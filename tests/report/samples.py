@@ -7,6 +7,7 @@ from typing import Any
 
 from ampdeploy.report.measured import compute_ratios
 from ampdeploy.report.result import (
+    INTERVAL_FIELDS,
     BlockWidth,
     Data,
     Dataset,
@@ -77,6 +78,7 @@ def timing(**changes: Any) -> Timing:
     values: dict[str, Any] = {
         "clock": "end to end",
         "order": "interleaved pairs",
+        "loads": 5,
         "warmup_pairs": 15,
         "warmup_seconds": 3.2,
         "warmup_stable": True,
@@ -99,7 +101,27 @@ def fidelity(**changes: Any) -> Fidelity:
         "knn_agreement": 0.83,
         "knn_k": 5,
     }
-    return Fidelity(**{**values, **changes})
+    values |= changes
+    if "intervals" not in changes:
+        values["intervals"] = {
+            name: Interval(
+                value=values[name], ci95_low=values[name] - 0.004, ci95_high=values[name] + 0.002
+            )
+            for name in INTERVAL_FIELDS
+            if values[name] is not None
+        }
+    return Fidelity(**values)
+
+
+def few_images(**changes: Any) -> Fidelity:
+    """Of so few images that nothing bounds the 1st percentile from below."""
+    found = fidelity(images=180, **changes)
+    p1 = dataclasses.replace(
+        found.intervals["cosine_p1"],
+        ci95_low=None,
+        why={"ci95_low": "180 images; about 368 would give the lower end"},
+    )
+    return dataclasses.replace(found, intervals={**found.intervals, "cosine_p1": p1})
 
 
 def sample_report(**changes: Any) -> Report:
@@ -185,8 +207,9 @@ def sample_report(**changes: Any) -> Report:
         cuda_graph_timing=None,
         throughput_timing=dict.fromkeys(
             ("1", "8"),
-            ThroughputTiming(in_flight=2, windows=10, window_seconds=0.5, seconds=10.2),
+            ThroughputTiming(in_flight=2, loads=5, windows=10, window_seconds=0.5, seconds=10.2),
         ),
+        tasks_left_out={},
         telemetry=Telemetry(
             samples=40,
             seconds=41.0,

@@ -58,7 +58,7 @@ def test_several_are_compared(files, tmp_path, capsys):
 
 def test_check(files, tmp_path, capsys):
     assert main(["report", "--check", *files]) == 0
-    assert capsys.readouterr().out.count("follows the schema of report.json, version 5") == 3
+    assert capsys.readouterr().out.count("follows the schema of report.json, version 6") == 3
     broken = tmp_path / "broken.json"
     text = sample_report().to_json().replace('"model": "dinov2_s"', '"model": 3')
     broken.write_text(text)

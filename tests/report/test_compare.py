@@ -63,6 +63,54 @@ def test_ranks_follow_intervals():
     assert found == {"a": 2, "b": 2, "c": 4, "d": 1}
 
 
+def judged(low, value, high):
+    """A report whose p1 has such an interval, with ends that may be open."""
+    ends = {"ci95_low": low, "ci95_high": high}
+    why = {name: "few images" for name, end in ends.items() if end is None}
+    whole = fidelity(cosine_p1=value)
+    p1 = Interval(value=value, **ends, why=why)
+    return sample_report(
+        fidelity=dataclasses.replace(whole, intervals={**whole.intervals, "cosine_p1": p1})
+    )
+
+
+def test_cosines_are_ranked_by_their_intervals():
+    several = {
+        "a": judged(0.90, 0.91, 0.92),
+        "b": judged(0.915, 0.93, 0.94),  # cannot be told from a
+        "c": judged(0.95, 0.96, 0.97),
+    }
+    assert ranks("Feature cosine, p1", **several) == {"a": 2, "b": 2, "c": 1}
+    found = entries("Feature cosine, p1", **several)["a"]
+    assert found.shown == "0.9100 [0.9000, 0.9200]"
+    assert (found.ci95_low, found.ci95_high) == (0.9, 0.92)
+
+
+def test_what_nothing_bounds_from_below_is_ahead_of_nothing():
+    several = {
+        "few": judged(None, 0.96, 0.97),
+        "low": judged(0.90, 0.91, 0.92),
+        "lower": judged(None, 0.80, 0.85),
+        "lost": judged(None, 0.99, None),
+    }
+    found = ranks("Feature cosine, p1", **several)
+    # Whatever the end of `few` is, `lower` is below `low`.
+    assert found == {"few": 1, "low": 1, "lower": 2, "lost": None}
+    shown = {run: entry.shown for run, entry in entries("Feature cosine, p1", **several).items()}
+    assert shown["few"] == "0.9600 [–, 0.9700]"
+    assert shown["lost"] == "0.9900 (no interval)"
+
+
+def test_a_task_that_one_run_left_out_says_why():
+    without = sample_report()
+    gone = {"pruned": dataclasses.replace(without.pruned, accuracy={})}
+    without = with_ratio(
+        sample_report(**gone, tasks_left_out={"knn": "one class"}), accuracy_difference={}
+    )
+    for line in ("Accuracy, knn_top1", "Accuracy difference, knn_top1"):
+        assert entries(line, a=sample_report(), b=without)["b"].why == "one class"
+
+
 def test_more_is_better_for_throughput_and_accuracy():
     def report(low, high):
         value = Interval(value=(low + high) / 2, ci95_low=low, ci95_high=high)

@@ -2,20 +2,68 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
 
 from ampdeploy.cli import main
+from ampdeploy.errors import ArtifactError
 from ampdeploy.report.consistent import problems
-from tests.report.samples import bare_report, engine_report, sample_report, whole_report
+from ampdeploy.report.result import Interval, Report
+from tests.report.samples import (
+    bare_report,
+    engine_report,
+    few_images,
+    fidelity,
+    sample_report,
+    whole_report,
+    with_ratio,
+)
 
 BATCH_1 = {"value": 0.1, "ci95_low": 0.1, "ci95_high": 0.1, "why": {}}
+LOW_ONLY = {"value": 0.75, "ci95_low": 0.8, "ci95_high": None, "why": {"ci95_high": "few"}}
+HIGH_ONLY = {"value": 0.75, "ci95_low": None, "ci95_high": 0.7, "why": {"ci95_low": "few"}}
+EXPLAINED_AWAY = {
+    "value": 0.75, "ci95_low": None, "ci95_high": 0.8, "why": {"ci95_low": "few", "ci95_high": "x"},
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("make", [sample_report, engine_report, bare_report, whole_report])
 def test_what_was_measured_is_consistent(make):
     assert list(problems(make())) == []
+
+
+def without_compute(report):
+    """As `ort-cuda` gives it: calls are timed, and the device's part of them is not known."""
+    why = {"compute_ms": "no clock"}
+    models = {
+        role: dataclasses.replace(
+            getattr(report, role), compute_ms=None, why={**getattr(report, role).why, **why}
+        )
+        for role in ("baseline", "pruned")
+    }
+    why = {**report.ratio.why, "compute": "no clock"}
+    return dataclasses.replace(
+        report, **models, ratio=dataclasses.replace(report.ratio, compute=None, why=why)
+    )
+
+
+def test_a_runtime_may_have_no_clock_for_compute():
+    assert list(problems(without_compute(whole_report()))) == []
+
+
+def test_compute_is_of_the_batch_sizes_of_latency():
+    report = whole_report()
+    fewer = {
+        role: dataclasses.replace(
+            getattr(report, role), compute_ms={"1": getattr(report, role).compute_ms["1"]}
+        )
+        for role in ("baseline", "pruned")
+    }
+    ratio = dataclasses.replace(report.ratio, compute={"1": report.ratio.compute["1"]})
+    found = list(problems(dataclasses.replace(report, **fewer, ratio=ratio)))
+    assert found == [("ratio.compute", "has 1; ratio.latency has 1, 8")]
 
 
 @pytest.mark.parametrize(
@@ -47,6 +95,17 @@ def test_what_was_measured_is_consistent(make):
         ("precision.pruned.bar_cosine_p1", -3.0, "precision.pruned.bar_cosine_p1 is -3.0"),
         ("method.widths.1.kept", 2000, "method.widths[1] keeps 2000 of 1536 neurons"),
         ("not_timed.x", "why", "not_timed has 'x', which is no batch size"),
+        ("tasks_left_out.probes", "one class", "tasks_left_out has 'probes', which is no task"),
+        ("tasks_left_out.probe", " ", "tasks_left_out.probe has no reason"),
+        ("tasks_left_out.knn", "one class", "tasks_left_out has knn, which gave knn_top1"),
+        ("fidelity.intervals.cosine_p1.ci95_low", -3.0, "intervals.cosine_p1.ci95_low is -3.0"),
+        ("fidelity.intervals.knn_agreement.ci95_high", 1.5, "ci95_high is 1.5, not from 0 to 1"),
+        ("fidelity.intervals.cosine_p1.value", 0.952, "is of 0.952; cosine_p1 is 0.9512"),
+        ("fidelity.intervals.cosine_min", BATCH_1, "fidelity.intervals has cosine_mean, cosine_p1"),
+        ("fidelity.intervals", {}, "fidelity.intervals has nothing; measured are cosine_mean, "),
+        ("ratio.latency.1", LOW_ONLY, "is 0.75, beyond the only end of its interval, 0.8"),
+        ("ratio.latency.1", HIGH_ONLY, "is 0.75, beyond the only end of its interval, 0.7"),
+        ("ratio.latency.1", EXPLAINED_AWAY, "has ci95_high 0.8, and a reason for having none: 'x'"),
     ],
 )
 def test_what_nothing_measures_is_refused_with_place_and_value(
@@ -76,9 +135,33 @@ def test_what_nothing_measures_is_refused_with_place_and_value(
         )
 
 
+def test_one_end_alone_is_no_damage_where_it_is_explained():
+    assert list(problems(sample_report(fidelity=few_images()))) == []
+    data = json.loads(sample_report(fidelity=few_images()).to_json())
+    data["fidelity"]["intervals"]["cosine_p1"]["why"] = {}
+    with pytest.raises(ArtifactError, match="ci95_low is null without a why"):
+        Report.from_json(json.dumps(data))
+    for value, low, high in ((0.75, 0.7, None), (0.75, None, 0.75), (0.75, 0.75, None)):
+        why = {"ci95_low" if low is None else "ci95_high": "few"}
+        ratio = Interval(value=value, ci95_low=low, ci95_high=high, why=why)
+        report = sample_report()
+        both = with_ratio(report, latency={**report.ratio.latency, "1": ratio})
+        assert list(problems(both)) == []
+
+
+def test_what_was_not_measured_needs_no_interval():
+    none = dict.fromkeys(("patch_cosine_mean", "patch_cosine_p1", "knn_agreement"))
+    found = fidelity(**none, why=dict.fromkeys(none, "no patches"))
+    assert list(problems(sample_report(fidelity=found))) == []
+    spare = dataclasses.replace(found, intervals=fidelity().intervals)
+    assert [place for place, _ in problems(sample_report(fidelity=spare))] == ["fidelity.intervals"]
+
+
 def test_rounding_is_no_damage():
     data = json.loads(whole_report().to_json())
     data["fidelity"]["cosine_mean"] = 1.0000001
+    whole = {"value": 1.0000001, "ci95_low": 1.0, "ci95_high": 1.0000001, "why": {}}
+    data["fidelity"]["intervals"]["cosine_mean"] = whole
     same = {"value": 1.0, "ci95_low": 1.0000001, "ci95_high": 1.0000001, "why": {}}
     data["ratio"]["latency"]["1"] = same
     assert list(problems(type(whole_report()).from_json(json.dumps(data)))) == []

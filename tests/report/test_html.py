@@ -19,6 +19,7 @@ from ampdeploy.report.verdict import judgements, verdicts
 from tests.report.samples import (
     bare_report,
     engine_report,
+    few_images,
     fidelity,
     sample_report,
     stats,
@@ -137,6 +138,9 @@ def test_tiles_follow_the_numbers():
     assert "0.750 [0.741, 0.762]; 90 ms → 67.5 ms" in found["Speed, batch 1"].detail
     assert found["Parameters"].number == "−25.0%"
     assert found["Feature cosine, p1"].number == "0.951"
+    assert found["Feature cosine, p1"].detail == (
+        "0.951 [0.947, 0.953]; mean 0.987 [0.983, 0.989], smallest 0.933; 256 images"
+    )
     assert found["Accuracy, knn_top1"].number == "−0.5 pp"
     assert found["Accuracy, knn_top1"].tone == "neutral"
     assert found["Accuracy, knn_top1"].detail.startswith("not established: -0.5 [-3.0, +2.0] pp")
@@ -151,6 +155,24 @@ def test_tile_and_verdict_agree_on_fidelity(p1, tone):
     report = sample_report(fidelity=fidelity(cosine_p1=p1))
     assert next(t for t in tiles(report) if t.what == "Feature cosine, p1").tone == tone
     assert next(j for j in judgements(report) if "feature cosine" in j.text).tone == tone
+
+
+def test_fidelity_is_shown_with_its_intervals_and_tasks_left_out_with_their_reason():
+    report = sample_report(fidelity=few_images(), tasks_left_out={"probe": "one class"})
+    page = Page(render_html(report))
+    for cell in ("0.9871 [0.9831, 0.9891]", "0.9512 [–, 0.9532]", "0.9123 [0.9083, 0.9143]"):
+        assert page.text.count(cell) == 2  # in the comparison, and in its own section
+    text = " ".join(" ".join(page.text).split())
+    assert "83.0% [82.6%, 83.2%] of each image's 5 nearest neighbours" in text
+    assert "180 images; about 368 would give the lower end" in text
+    assert "Task probe was asked for and left out: one class." in text
+    assert "task probe (one class)." in text
+
+
+def test_only_whole_intervals_are_drawn_in_the_chart_of_fidelity():
+    assert len(shapes(charts.fidelity_chart(sample_report()), "whisker")) == 2
+    few = sample_report(fidelity=few_images())
+    assert len(shapes(charts.fidelity_chart(few), "whisker")) == 1
 
 
 def shapes(chart, css):

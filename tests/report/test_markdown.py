@@ -16,6 +16,7 @@ from tests.report.samples import (
     NO_METER,
     bare_report,
     engine_report,
+    few_images,
     fidelity,
     sample_report,
     timing,
@@ -48,11 +49,11 @@ def test_first_table_is_the_comparison():
     assert rows["Device compute p50, batch 1"] == ["89 ms", "66.8 ms", "0.748 [0.740, 0.757]"]
     assert not any(name.startswith(("CUDA graph", "Energy")) for name in rows)
     assert rows["Peak memory, batch 8"] == ["240.0 MB", "180.0 MB", "0.750"]
-    assert rows["Feature cosine, mean"][1] == "0.9871"
-    assert rows["Feature cosine, p1"][1] == "0.9512"
-    assert rows["Patch cosine, mean"][1] == "0.9755"
-    assert rows["Patch cosine, p1"][1] == "0.9123"
-    assert rows["Shared 5 neighbours"][1] == "83.0%"
+    assert rows["Feature cosine, mean"][1] == "0.9871 [0.9831, 0.9891]"
+    assert rows["Feature cosine, p1"][1] == "0.9512 [0.9472, 0.9532]"
+    assert rows["Patch cosine, mean"][1] == "0.9755 [0.9715, 0.9775]"
+    assert rows["Patch cosine, p1"][1] == "0.9123 [0.9083, 0.9143]"
+    assert rows["Shared 5 neighbours"][1] == "83.0% [82.6%, 83.2%]"
     assert rows["Accuracy, knn_top1"] == ["57.0%", "56.5%", "-0.5 [-3.0, +2.0] pp"]
 
 
@@ -160,7 +161,7 @@ def test_everything_else_is_there():
         "<code>a/x.jpg</code>: cut",
         "numpy 2.4.6",
         "not distilled",
-        "Warm-up 15 pairs in 3.2 s (settled), then 40 pairs in 20.3 s.",
+        "Warm-up 15 pairs in 3.2 s (settled), then 40 pairs in 20.3 s, over 5 loads of both files.",
         "Chance would share 2.0%",
         "310.0 MB (baseline) and 250.0 MB (pruned)",
         f"- {NO_METER}: <code>baseline.energy_j_per_image</code>, <code>baseline.energy</code>, ",
@@ -220,6 +221,44 @@ def test_batches_that_an_engine_does_not_take_are_named():
     assert "not timed" not in render_markdown(engine_report())
 
 
+def test_an_end_that_few_images_do_not_give_is_open_and_has_its_reason():
+    text = render_markdown(sample_report(fidelity=few_images()))
+    rows = {row[0]: row[1:] for row in table_after(text, "# dinov2_s")}
+    assert rows["Feature cosine, p1"][1] == "0.9512 [–, 0.9532]"
+    assert "1st-percentile feature cosine 0.951 [–, 0.953]" in text
+    assert (
+        "- 180 images; about 368 would give the lower end: "
+        "<code>fidelity.intervals\\[cosine_p1\\].ci95_low</code>" in text
+    )
+
+
+def test_what_has_no_patches_or_no_interval_is_said():
+    none = dict.fromkeys(("patch_cosine_mean", "patch_cosine_p1"))
+    found = fidelity(**none, why=dict.fromkeys(none, "no patches"))
+    why = dict.fromkeys(("ci95_low", "ci95_high"), "17 images; an interval needs 20")
+    lost = Interval(value=0.9871, ci95_low=None, ci95_high=None, why=why)
+    found = dataclasses.replace(found, intervals={**found.intervals, "cosine_mean": lost})
+    text = render_markdown(sample_report(fidelity=found))
+    rows = {row[0]: row[1:] for row in table_after(text, "# dinov2_s")}
+    assert rows["Patch cosine, mean"][1] == "not measured"
+    assert rows["Feature cosine, mean"][1] == "0.9871 (no interval)"
+
+
+def test_tasks_that_were_left_out_are_named_with_their_reason():
+    left_out = {"probe": "one class", "retrieval": "one class"}
+    report = sample_report(tasks_left_out=left_out)
+    text = render_markdown(report)
+    assert "Energy (no energy meter on this machine); task probe, task retrieval (one class)." in (
+        text
+    )
+    for task in left_out:
+        assert f"- Task {task} was asked for and left out: one class." in text
+    assert "left out" not in render_markdown(sample_report())
+    out = io.StringIO()
+    Console(file=out, width=140, force_terminal=False).print(summary_table(report))
+    assert "task probe, task retrieval (one class)" in " ".join(out.getvalue().split())
+
+
 def test_nothing_missing_is_said_too():
     assert "Nothing is missing." in render_markdown(whole_report())
 
@@ -236,6 +275,14 @@ def test_speed_verdict(low, value, high, begins):
     sentence = speed_verdict("8", Interval(value=value, ci95_low=low, ci95_high=high)).text
     assert sentence.startswith(begins)
     assert f"{value:.3f} [{low:.3f}, {high:.3f}]" in sentence
+
+
+def test_speed_that_nothing_bounds_on_one_side_is_not_established():
+    for missing in ("ci95_low", "ci95_high"):
+        ends = {"ci95_low": 0.4, "ci95_high": 0.6, missing: None}
+        ratio = Interval(value=0.5, **ends, why={missing: "4 pairs only"})
+        assert speed_verdict("1", ratio).text.startswith("Speed at batch 1 is not established")
+        assert "4 pairs only" in speed_verdict("1", ratio).text
 
 
 def test_speed_without_interval_is_not_established():

@@ -22,7 +22,7 @@ def test_round_trip(report, tmp_path):
 
 def test_contract_keys():
     data = json.loads(sample_report().to_json())
-    assert data["schema_version"] == 5
+    assert data["schema_version"] == 6
     assert {"model", "target", "host", "baseline", "pruned", "fidelity", "ratio"} <= set(data)
     latency = data["pruned"]["latency_ms"]["8"]
     assert {"p50", "p90", "p99", "mean", "n"} <= set(latency)
@@ -40,7 +40,7 @@ def _paths(data, path=()):
     """The path of every key of every typed object; free-form maps are left out."""
     free = {"host", "why", "latency_ms", "throughput_img_s", "accuracy", "latency", "timing"}
     free |= {"compute_ms", "compute", "throughput", "throughput_timing", "tasks"}
-    free |= {"clocks_mhz", "temperature_c"}
+    free |= {"clocks_mhz", "temperature_c", "intervals"}
     free |= {
         "accuracy_difference",
         "asked",

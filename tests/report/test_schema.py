@@ -114,7 +114,7 @@ def test_check_names_the_place_and_what_was_found(path, value, message, tmp_path
     [
         ("", "is not JSON"),
         ("[]", "schema version None"),
-        ('{"schema_version": 4}', "schema version 4; this ampdeploy reads 5"),
+        ('{"schema_version": 4}', "schema version 4; this ampdeploy reads 6"),
         (sample_report().to_json().replace("0.741", "NaN"), "NaN is no JSON number"),
         (sample_report().to_json().replace("0.741", "-Infinity"), "-Infinity is no JSON number"),
     ],
@@ -135,7 +135,7 @@ def test_check_of_a_missing_file(tmp_path):
 
 
 def test_a_badly_damaged_file_does_not_flood_the_terminal(tmp_path):
-    data = dict.fromkeys(plain(), 7) | {"schema_version": 5}
+    data = dict.fromkeys(plain(), 7) | {"schema_version": 6}
     file = tmp_path / "report.json"
     file.write_text(json.dumps(data))
     with pytest.raises(ArtifactError, match=r"and \d+ more") as caught:

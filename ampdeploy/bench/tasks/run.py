@@ -47,8 +47,8 @@ def run_tasks(
 
     Returns:
         Plain data: accuracy (role -> metric -> mean score), accuracy_difference (metric ->
-        interval), tasks (metric -> `report.result.Task`), and why (task -> why these images cannot
-        show it).
+        interval) and tasks (metric -> `report.result.Task`), None with a `why` where no task gave
+        any; and tasks_left_out (task -> why these images cannot show it).
 
     Raises:
         ArtifactError: The head does not fit the models or the images.
@@ -56,7 +56,7 @@ def run_tasks(
         VerificationError: A feature is not finite.
     """
     outcomes: dict[str, Outcome] = {}
-    why: dict[str, str] = {}
+    left_out: dict[str, str] = {}
     for name in names:
         try:
             if name == "supervised":
@@ -65,12 +65,15 @@ def run_tasks(
             else:
                 outcomes |= _TASKS[name](evidence)
         except TaskSkippedError as error:
-            why[name] = str(error)
+            left_out[name] = str(error)
             log.warning("        task %s is left out: %s", name, error)
     if not outcomes:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in why.items())
-        nothing = dict.fromkeys(("accuracy", "accuracy_difference", "tasks"))
-        return {**nothing, "why": {**why, "accuracy": reasons or "no task was asked for"}}
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
+        return {
+            **dict.fromkeys(("accuracy", "accuracy_difference", "tasks")),
+            "tasks_left_out": left_out,
+            "why": {"accuracy": reasons or "no task was asked for"},
+        }
     return {
         "accuracy": {
             role: {
@@ -83,5 +86,6 @@ def run_tasks(
             for metric, outcome in outcomes.items()
         },
         "tasks": {metric: to_plain(outcome.task) for metric, outcome in outcomes.items()},
-        "why": why,
+        "tasks_left_out": left_out,
+        "why": {},
     }
