@@ -8,7 +8,8 @@ The logarithm of a call's time is a constant, plus
 - ``bursts``: stretches of calls, of geometric length, that are slower by a constant;
 - ``outliers``: single calls that are slower by an exponentially distributed amount;
 - ``own``: drift that each model has to itself (its place in memory and caches), which no
-  interleaving takes out of a ratio.
+  interleaving takes out of a ratio;
+- ``load``: normal, what opening a file anew does to all its calls until it is closed.
 
 Fitting (`fit`): the calls in the order in which they ran, a running median over 9 of them, and
 the residual. Jitter is 1.4826 times the median absolute residual. Outliers are residuals above
@@ -16,7 +17,8 @@ five times that; their share and mean size. Bursts are stretches of three calls 
 the running median is over 15% above the median of all; their share, mean length and mean height.
 Drift is what is left of the running median: its variance and its correlation over 10 calls. Own
 drift is the standard deviation, less what the other parts explain of it, of the log ratio of the
-two models' medians over stretches of 10 pairs.
+two models' medians over stretches of 10 pairs. Load is the standard deviation of the loads' log
+ratios, less what stretches of 10 pairs within them explain, of one model (a ratio has two).
 """
 
 from __future__ import annotations
@@ -56,6 +58,8 @@ class Noise:
     """Standard deviation of each model's own drift."""
     own_calls: float = 1.0
     """As `drift_calls`, in calls of that model."""
+    load: float = 0.0
+    """Standard deviation, of each model."""
 
     def only(self, *parts: str) -> Noise:
         """The same with `jitter` and these parts, and without the others."""
@@ -63,8 +67,20 @@ class Noise:
         return Noise(**{n: v for n, v in dataclasses.asdict(self).items() if n in kept})
 
 
-def draw(noise: Noise, pairs: int, ratio: float, rng: np.random.Generator) -> np.ndarray:
-    """Times of interleaved calls (pairs, 2): of a model, and of one that takes `ratio` as long."""
+def draw(
+    noise: Noise, pairs: int, loads: int, ratio: float, rng: np.random.Generator
+) -> list[np.ndarray]:
+    """Times of interleaved calls of a model, and of one that takes `ratio` as long.
+
+    Returns:
+        Per load (pairs / loads, 2).
+    """
+    calls = _draw_calls(noise, pairs, ratio, rng)
+    found = np.array_split(calls, loads)
+    return [load * np.exp(rng.normal(0, noise.load, 2)) for load in found]
+
+
+def _draw_calls(noise: Noise, pairs: int, ratio: float, rng: np.random.Generator) -> np.ndarray:
     calls = 2 * pairs
     logs = rng.normal(0, noise.jitter, calls)
     logs += noise.drift * _autoregression(calls, noise.drift_calls, rng)
@@ -104,12 +120,13 @@ def _stretches(n: int, share: float, mean_calls: float, rng: np.random.Generator
     return state
 
 
-def fit(pairs_ms: np.ndarray) -> Noise:
-    """Parameters of samples (n, 2) of two copies of one model, interleaved as `time_pairs` does.
+def fit(loads_ms: list[np.ndarray]) -> Noise:
+    """Parameters of samples of two copies of one model, interleaved as `measure_load` does.
 
     Args:
-        pairs_ms: In the order in which they ran; `MIN_PAIRS` at least.
+        loads_ms: Per load (n, 2), in the order in which they ran; `MIN_PAIRS` at least together.
     """
+    pairs_ms = np.concatenate(loads_ms)
     if len(pairs_ms) < MIN_PAIRS:
         raise ValueError(f"{len(pairs_ms)} pairs of calls are too few to fit; record {MIN_PAIRS}")
     in_order = pairs_ms.copy()
@@ -136,7 +153,18 @@ def fit(pairs_ms: np.ndarray) -> Noise:
         outlier=float(residual[outlier].mean()) if outlier.any() else 0.0,
         outlier_share=float(outlier.mean()),
         **_own(pairs_ms, jitter),
+        load=_load(loads_ms),
     )
+
+
+def _load(loads_ms: list[np.ndarray]) -> float:
+    logs = [float(np.log(np.divide(*np.median(load, axis=0)))) for load in loads_ms]
+    inside = []
+    for load in loads_ms:
+        stretches = np.log(load[: len(load) // STEP * STEP]).reshape(-1, STEP, 2)
+        medians = np.median(stretches, axis=1)
+        inside.append(np.var(medians[:, 0] - medians[:, 1], ddof=1) / len(medians))
+    return float(np.sqrt(max(0.0, np.var(logs, ddof=1) - np.mean(inside)) / 2))
 
 
 def _long_stretches(above: np.ndarray) -> tuple[float, np.ndarray]:
