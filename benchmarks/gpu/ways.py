@@ -111,6 +111,9 @@ class _Graphed:
     """A function captured as one CUDA graph; images are copied into its input, as any user must."""
 
     def __init__(self, function: Function, images: Tensor, dtype: torch.dtype) -> None:
+        # A graph replays addresses and keeps none of them alive: without this, the weights of a
+        # model that nobody else holds are freed, and replaying reads whatever is there then.
+        self._function = function
         self._input = images.to(dtype, copy=True)
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())

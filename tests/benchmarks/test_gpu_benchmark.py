@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import stat
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -397,3 +399,19 @@ def test_table_shows_failures_and_worst_cosine(measured):
     lines = summary_lines([*result["rows"], failed])
     assert len(lines) == 1 + 2 * len(WAYS) + 1
     assert lines[-1].endswith("failed: Boom: first")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_captured_graph_keeps_the_weights_that_it_reads():
+    (way,) = plan.choose_ways(plan.all_ways((1,), "default"), "cuda", ["fp16-graph"])
+    model = build_model(TINY, device=torch.device("cuda")).requires_grad_(False)
+    pair = SimpleNamespace(models={"dense": model}, device=torch.device("cuda"))
+    image = np.random.default_rng(0).standard_normal((1, 3, SIZE, SIZE), dtype=np.float32)
+    image = np.resize(image, (1, 3, model.spec.image_size, model.spec.image_size))
+    with way.open(pair, "dense", [image], None) as opened:
+        expected = opened.features(image)["features"]
+        gc.collect()
+        torch.cuda.empty_cache()
+        taken = [torch.full((1 << 20,), float("nan"), device="cuda") for _ in range(64)]
+        np.testing.assert_array_equal(opened.features(image)["features"], expected)
+        del taken
