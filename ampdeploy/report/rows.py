@@ -76,7 +76,11 @@ def fidelity_interval(fidelity: Fidelity, name: str, form: Callable[[float], str
 
 def difference(value: Interval) -> str:
     """A difference of two fractions, in percentage points: ``-0.5 [-3.0, +2.0] pp``."""
-    return f"{interval(value, lambda number: f'{100 * number:+.1f}')} pp"
+    return f"{interval(value, _points)} pp"
+
+
+def _points(number: float) -> str:
+    return f"{round(100 * number, 1) + 0.0:+.1f}"  # what rounds to nothing has no minus sign
 
 
 def batch_keys(report: Report) -> list[str]:

@@ -25,6 +25,8 @@ IMAGES_FOR_P1 = 100
 # Others' share of the machine from which its times are not those of an idle one.
 BUSY = 0.1
 
+SAME = 0.0005  # of a ratio without an interval: it would be shown as a change of 0.0%
+
 Tone = Literal["good", "bad", "neutral", "caution"]
 
 
@@ -97,26 +99,39 @@ def _speed(report: Report) -> list[Judgement]:
 
 
 def _throughput(report: Report) -> list[Judgement]:
-    """The best batch size only: each is in the table."""
+    """The best batch size, and every other at which it falls: each is in the table."""
     ratios, after = report.ratio.throughput, report.pruned.throughput_img_s
     if not ratios or not after:
         return []
-    key = max(ratios, key=lambda batch: after[batch])
-    ratio = ratios[key]
-    shown = f"{interval(ratio)} times the images per second at batch {key}"
+    best = max(ratios, key=lambda batch: after[batch])
+    fallen = [key for key in sorted(ratios, key=int) if key != best and _below_1(ratios[key])]
+    return [
+        _throughput_at(best, ratios[best], most=after[best]),
+        *(_throughput_at(key, ratios[key], most=after[key]) for key in fallen),
+    ]
+
+
+def _below_1(ratio: Interval) -> bool:
+    return ratio.ci95_high is not None and ratio.ci95_high < 1
+
+
+def _throughput_at(batch: str, ratio: Interval, *, most: float) -> Judgement:
+    shown = f"{interval(ratio)} times the images per second at batch {batch}"
     if ratio.ci95_low is None or ratio.ci95_high is None:
-        return [Judgement("neutral", f"Throughput is not established: {shown}.")]
+        return Judgement("neutral", f"Throughput is not established: {shown}.")
     if ratio.ci95_low > 1:
-        return [Judgement("good", f"Throughput rises: {shown}, {after[key]:.1f} at most.")]
-    if ratio.ci95_high < 1:
-        return [Judgement("bad", f"Throughput falls: {shown}.")]
-    return [Judgement("neutral", f"No measurable change in throughput: {shown}.")]
+        return Judgement("good", f"Throughput rises: {shown}, {most:.1f} at most.")
+    if _below_1(ratio):
+        return Judgement("bad", f"Throughput falls: {shown}.")
+    return Judgement("neutral", f"No measurable change in throughput: {shown}.")
 
 
 def _memory(report: Report) -> list[Judgement]:
     ratio = report.ratio.memory
     if ratio is None:
         return [Judgement("neutral", f"Memory was not compared: {report.ratio.why['memory']}.")]
+    if abs(1 - ratio) < SAME:
+        return [Judgement("neutral", "Peak memory is the same.")]
     return [Judgement("good" if ratio < 1 else "bad", f"Peak memory is {_less(ratio)}.")]
 
 
@@ -124,6 +139,8 @@ def _energy(report: Report) -> list[Judgement]:
     ratio = report.ratio.energy
     if ratio is None:
         return []  # said once, with the other things that were not measured
+    if abs(1 - ratio) < SAME:
+        return [Judgement("neutral", "An image takes the same energy.")]
     change = f"{100 * abs(1 - ratio):.1f}% {'less' if ratio < 1 else 'more'}"
     return [Judgement("good" if ratio < 1 else "bad", f"An image takes {change} energy.")]
 

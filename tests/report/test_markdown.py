@@ -10,6 +10,7 @@ from rich.console import Console
 
 from ampdeploy.report.markdown import render_markdown
 from ampdeploy.report.result import Interval
+from ampdeploy.report.rows import difference
 from ampdeploy.report.terminal import summary_table
 from ampdeploy.report.verdict import speed_verdict, verdicts
 from tests.report.samples import (
@@ -103,6 +104,25 @@ def test_throughput_verdict(low, high, begins):
     ratio = {"1": Interval(value=(low + high) / 2, ci95_low=low, ci95_high=high)}
     found = verdicts(with_ratio(sample_report(), throughput=ratio))
     assert sum(sentence.startswith(begins) for sentence in found) == 1
+
+
+def test_throughput_that_falls_at_another_batch_size_is_not_passed_over():
+    rises = Interval(value=1.2, ci95_low=1.1, ci95_high=1.3)
+    falls = Interval(value=0.95, ci95_low=0.93, ci95_high=0.98)
+    found = verdicts(with_ratio(sample_report(), throughput={"1": falls, "8": rises}))
+    assert sum("Throughput rises" in text for text in found) == 1
+    assert any(text.startswith("Throughput falls: 0.950 [0.930, 0.980]") for text in found)
+
+
+def test_what_stays_the_same_is_called_so():
+    found = verdicts(with_ratio(sample_report(), memory=1.0002, energy=0.9997))
+    assert "Peak memory is the same." in found
+    assert "An image takes the same energy." in found
+
+
+def test_a_difference_that_rounds_to_nothing_has_no_minus_sign():
+    tiny = Interval(value=-0.0002, ci95_low=-0.007, ci95_high=0.007)
+    assert difference(tiny) == "+0.0 [-0.7, +0.7] pp"
 
 
 def test_energy_verdict_and_row():
