@@ -36,6 +36,13 @@ from ampdeploy.config import BenchConfig
     show_default=True,
     help="Time spent timing each batch size.",
 )
+@click.option(
+    "--bench-loads",
+    type=int,
+    default=BenchConfig.loads,
+    show_default=True,
+    help="Open both models anew so often; the time is spread over the loads.",
+)
 @common.energy_seconds
 @click.option("--threads", type=int, help="CPU threads of the runtime. Default: its own choice.")
 @common.run_options

@@ -323,6 +323,7 @@ def build_config(options: dict[str, Any]) -> BuildConfig:
             batch_sizes=_bench_batches(options, deployment.get("engine", EngineConfig())),
             threads=options.get("threads"),
             max_seconds=options.get("bench_seconds", BenchConfig.max_seconds),
+            loads=options.get("bench_loads", BenchConfig.loads),
             energy_seconds=options.get("energy_seconds"),
         ),
         out=options["out"],

@@ -15,7 +15,7 @@ from ampdeploy.models.registry import REGISTRY
 
 # The command line is a promise. Adding an option means adding it here, on purpose.
 OPTIONS = {
-    "build": "--batch --bench-batches --bench-seconds --calib --calib-images "
+    "build": "--batch --bench-batches --bench-loads --bench-seconds --calib --calib-images "
     "--compute-capability --criterion --device --distill-epochs --dry-run --energy-seconds "
     "--engine --engine-batch --entropy-threshold --eval --eval-images --flops-cut --head "
     "--image-size --inv-temperature --json --memory-limit --micro-batch --min-cosine-p1 "
@@ -35,7 +35,7 @@ OPTIONS = {
     "eval": "--baseline --head --images --json --labels --limit --no-labels --quiet --run --seed "
     "--target --tasks --verbose -q -v artifact",
     "bench": "--baseline --batches --energy-seconds --images --in-flight --inputs --json "
-    "--min-runs --quiet --run --seconds --target --threads --throughput-seconds --verbose "
+    "--loads --min-runs --quiet --run --seconds --target --threads --throughput-seconds --verbose "
     "-q -v artifact",
     "report": "--check --html --json --markdown --md --quiet --update --verbose -q -v paths",
     "explain": "--baseline --batch --json --quiet --runs --threads --verbose -q -v path",
