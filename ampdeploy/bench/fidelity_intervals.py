@@ -27,6 +27,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from ampdeploy.bench.intervals import Z
 from ampdeploy.report.result import Interval
 
 SHARE = 0.01  # the 1st percentile
@@ -37,7 +38,6 @@ SPLITS = 20  # into halves; with more, the interval is the same
 MOST_OF_A_HALF = 2000  # images; bounds time, as neighbours take the square of it
 
 _TAIL = 0.025  # on each side
-_Z = 1.959963984540054  # the normal distribution's 97.5th percentile
 
 
 def of_mean(values: np.ndarray, *, seed: int = 0) -> Interval:
@@ -157,7 +157,7 @@ def of_neighbours(
 
 def _wilson(share: float, draws: float) -> tuple[float, float]:
     """Ends of Wilson's score interval."""
-    square = _Z**2 / draws
+    square = Z**2 / draws
     middle = (share + square / 2) / (1 + square)
     reach = math.sqrt(square * share * (1 - share) + square**2 / 4) / (1 + square)
     return max(0.0, middle - reach), min(1.0, middle + reach)

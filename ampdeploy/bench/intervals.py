@@ -13,36 +13,45 @@ import numpy as np
 from ampdeploy.report.result import Interval
 
 MIN_FOR_INTERVAL = 20  # pairs: with 10, "95%" intervals hold 85% of the time
-MIN_LOADS = 4  # whose spread gives an interval: with fewer, Student's t explodes
+MIN_LOADS = 5  # of both files: with fewer, Student's t explodes
 RESAMPLES = 2000
 RESAMPLE_CHUNK = 100  # resamples at once; bounds memory
 
 MIN_WINDOWS = 4  # of throughput: with fewer, Student's t explodes
 
-_Z = 1.959963984540054  # the normal distribution's 97.5th percentile
+Z = 1.959963984540054  # the normal distribution's 97.5th percentile
 
 
-def ratio_over_loads(
-    loads_ms: Sequence[np.ndarray], *, rng: np.random.Generator | None = None
-) -> Interval:
-    """Pruned / baseline of the medians of calls, with a 95% interval.
+def ratio_over_loads(loads_ms: Sequence[np.ndarray]) -> Interval:
+    """Pruned / baseline of the medians of calls, with a 95% interval that includes what loads do.
 
     Each time that the files are opened gives a ratio of its own, and these are independent of each
-    other, whatever disturbs the calls within one. From `MIN_LOADS` on the value is their geometric
-    mean, and the interval Student's t over their logarithms. (Around the ratio of the medians of
-    all calls, which is another number, the same t held in 89 of 100 runs instead of 96 or 98.)
-    Fewer loads cannot show how loads differ; `ratio_of_medians` of all the calls is then what can
-    be said.
+    other, whatever disturbs the calls within one. The value is their geometric mean, the interval
+    Student's t over their logarithms, with the effect of who was opened first taken out: see
+    `mean_of_turns`. Of 100 runs with two copies of a model it held in 98, where t around the ratio
+    of the medians of all calls held in 89, and t that left the order in held in all and was a
+    fifth wider (benchmarks/timing/repeat.py). Fewer than `MIN_LOADS` cannot show how loads differ,
+    and calls within a load do not show it at all: then there is no interval.
 
     Args:
-        loads_ms: Per load (pairs, 2): milliseconds of baseline and pruned, in order.
-        rng: Of the bootstrap where loads are few; None: one with seed 0.
+        loads_ms: Per load (pairs, 2): milliseconds of baseline and pruned, in order; the models
+            were opened by turns in this order and the other.
     """
-    if len(loads_ms) < MIN_LOADS:
-        together = np.concatenate(loads_ms)
-        return ratio_of_medians(together[:, 0], together[:, 1], rng=rng)
     medians = np.array([np.median(load, axis=0) for load in loads_ms])
-    return _of_logs(np.log(medians[:, 1] / medians[:, 0]))
+    return _of_loads(np.log(medians[:, 1] / medians[:, 0]))
+
+
+def ratio_of_calls(
+    loads_ms: Sequence[np.ndarray], rng: np.random.Generator | None = None
+) -> Interval:
+    """`ratio_of_medians` over all calls: of models that are open already, about this load alone.
+
+    Args:
+        loads_ms: As for `ratio_over_loads`.
+        rng: Draws the resamples; None: one with seed 0.
+    """
+    together = np.concatenate(loads_ms)
+    return ratio_of_medians(together[:, 0], together[:, 1], rng=rng)
 
 
 def ratio_of_medians(
@@ -116,16 +125,41 @@ def ratio_of_rates(baseline: np.ndarray, pruned: np.ndarray) -> Interval:
 
 
 def rates_over_loads(loads: Sequence[np.ndarray]) -> Interval:
-    """Pruned / baseline of the rates, as `ratio_over_loads`: over loads where there are enough of
-    them, else over windows.
+    """Pruned / baseline of the rates, as `ratio_over_loads`.
 
     Args:
         loads: Per load (windows, 2): rates of baseline and pruned.
     """
-    if len(loads) < MIN_LOADS:
-        together = np.concatenate(loads)
-        return ratio_of_rates(together[:, 0], together[:, 1])
-    return _of_logs(np.array([np.log(load[:, 1] / load[:, 0]).mean() for load in loads]))
+    return _of_loads(np.array([np.log(load[:, 1] / load[:, 0]).mean() for load in loads]))
+
+
+def mean_of_turns(values: np.ndarray) -> np.ndarray:
+    """Mean over loads that took turns in who comes first: what comes first counts half.
+
+    Args:
+        values: (loads, ...) in order.
+    """
+    if len(values) == 1:
+        return np.asarray(values[0])
+    return np.asarray((values[::2].mean(axis=0) + values[1::2].mean(axis=0)) / 2)
+
+
+def _of_loads(logs: np.ndarray) -> Interval:
+    """`mean_of_turns` (loads,) with Student's t of what is left: a constant and the order are two
+    parameters of a least-squares fit."""
+    n = len(logs)
+    middle = float(mean_of_turns(logs))
+    value = math.exp(middle)
+    if n < MIN_LOADS:
+        return _no_interval(
+            value,
+            f"{n} load{'s' if n > 1 else ''} of both files; an interval needs {MIN_LOADS}",
+        )
+    turns = (logs[::2], logs[1::2])
+    left = sum(float(np.sum((turn - turn.mean()) ** 2)) for turn in turns) / (n - 2)
+    variance = left * sum(1 / len(turn) for turn in turns) / 4
+    reach = math.exp(student_t(n - 2) * math.sqrt(variance))
+    return Interval(value=value, ci95_low=value / reach, ci95_high=value * reach)
 
 
 def _of_logs(logs: np.ndarray) -> Interval:
@@ -152,7 +186,7 @@ def student_t(freedom: int) -> float:
     """
     if freedom < 3:
         raise ValueError(f"{freedom} degrees of freedom; the expansion holds from 3 on")
-    z, v = _Z, freedom
+    z, v = Z, freedom
     return (
         z
         + (z**3 + z) / (4 * v)

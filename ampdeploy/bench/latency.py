@@ -9,19 +9,20 @@ benchmarking in reasonable time", ISMM 2013, https://doi.org/10.1145/2464157.246
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from ampdeploy.bench.intervals import ratio_of_calls, ratio_over_loads
 from ampdeploy.bench.intervals import ratio_of_medians as ratio_of_medians
-from ampdeploy.bench.intervals import ratio_over_loads
 from ampdeploy.bench.turns import (
     HARD_CAP_FACTOR,
     WARMUP_SHARE,
-    WINDOWS_COLD,
     Pairs,
     TimedByAll,
+    run_in,
     timed,
     warm_up,
 )
@@ -103,7 +104,8 @@ def measure_interleaved(
         max_seconds=max_seconds,
         seed=seed,
     )
-    return join_clocks([load]).end_to_end
+    ratio = functools.partial(ratio_of_calls, rng=np.random.default_rng(seed))
+    return _joined([load], ratio)[0]
 
 
 def measure_load(
@@ -114,7 +116,8 @@ def measure_load(
     min_runs: int = 30,
     max_seconds: float = 20.0,
     warmup_seconds: float | None = None,
-    windows: int = WINDOWS_COLD,
+    reopened: bool = False,
+    first: int = 0,
     seed: int = 0,
 ) -> Load:
     """Time "baseline" and "pruned" against each other at one batch size.
@@ -130,7 +133,8 @@ def measure_load(
         min_runs: Timed calls of each model, at least.
         max_seconds: Time for the timed calls, both models together, once `min_runs` is reached.
         warmup_seconds: For the warm-up at most; None: half of `max_seconds`.
-        windows: That must agree.
+        reopened: The machine is warm, and only the files are new.
+        first: 1: the pruned model begins.
         seed: Of the images' order.
 
     Raises:
@@ -156,19 +160,19 @@ def measure_load(
         min_runs=min_runs,
         max_seconds=max_seconds,
         warmup_seconds=WARMUP_SHARE * max_seconds if warmup_seconds is None else warmup_seconds,
-        windows=windows,
+        reopened=reopened,
+        first=first,
         what=f"batch {batch_size}",
     )
 
 
-def join_clocks(loads: Sequence[Load], *, seed: int = 0) -> ClockedTimes:
+def join_clocks(loads: Sequence[Load]) -> ClockedTimes:
     """`join_loads` by name: end to end, and compute where the runners have a clock for it.
 
     Args:
         loads: Of `measure_load`, at one batch size.
-        seed: Of the bootstrap.
     """
-    found = join_loads(loads, rng=np.random.default_rng(seed))
+    found = join_loads(loads)
     return ClockedTimes(end_to_end=found[0], compute=found[1] if len(found) > 1 else None)
 
 
@@ -228,7 +232,7 @@ def time_pairs(
         warmup_seconds=max(min_warmup_seconds, WARMUP_SHARE * max_seconds),
         what=what,
     )
-    return join_loads([load], rng=rng)[0]
+    return _joined([load], functools.partial(ratio_of_calls, rng=rng))[0]
 
 
 def time_load(
@@ -241,7 +245,8 @@ def time_load(
     max_seconds: float,
     warmup_seconds: float,
     what: str,
-    windows: int = WINDOWS_COLD,
+    reopened: bool = False,
+    first: int = 0,
 ) -> Load:
     """Time two models turn and turn about, whatever the clocks are that they bring.
 
@@ -255,14 +260,14 @@ def time_load(
         max_seconds: For the timed calls of both together, once there are `min_runs` pairs.
         warmup_seconds: For the warm-up at most.
         what: Which measurement this is, for warnings.
-        windows: That must agree.
+        reopened: The machine is warm, and only the files are new: no long warm-up.
+        first: 1: the pruned model begins.
 
     Returns:
         The times by each of `clocks`, all of the same calls.
     """
-    pairs = Pairs(baseline, pruned, buffers)
-    warmed, stable = warm_up(pairs, warmup_seconds, windows)
-    warmup_pairs = pairs.done
+    cold = Pairs(baseline, pruned, buffers, first)
+    warmed, stable = (run_in(cold), True) if reopened else warm_up(cold, warmup_seconds)
     if not stable:
         log.warning(
             "  latency at %s did not settle within %.0f s of warm-up; the machine may be busy or "
@@ -270,6 +275,8 @@ def time_load(
             what,
             warmed,
         )
+    # Another one: however many pairs warmed up, `first` begins.
+    pairs = Pairs(baseline, pruned, buffers, first)
     samples_ms, seconds, capped = timed(pairs, min_runs, max_seconds)
     if capped:
         log.warning(
@@ -283,7 +290,7 @@ def time_load(
         samples_ms=samples_ms,
         clocks=tuple(clocks),
         buffers=buffers,
-        warmup_pairs=warmup_pairs,
+        warmup_pairs=cold.done,
         warmup_seconds=warmed,
         warmup_stable=stable,
         seconds=seconds,
@@ -291,19 +298,24 @@ def time_load(
     )
 
 
-def join_loads(loads: Sequence[Load], *, rng: np.random.Generator) -> tuple[PairTimes, ...]:
-    """Statistics over all loads, by each clock.
+def join_loads(loads: Sequence[Load]) -> tuple[PairTimes, ...]:
+    """Statistics over all loads, by each clock; the interval of the ratio is over the loads.
 
     Args:
-        loads: Of the same two models by the same clocks; one at least.
-        rng: Of the bootstrap.
+        loads: Of the same two files by the same clocks; one at least.
     """
+    return _joined(loads, ratio_over_loads)
+
+
+def _joined(
+    loads: Sequence[Load], ratio: Callable[[Sequence[np.ndarray]], Interval]
+) -> tuple[PairTimes, ...]:
     samples = np.concatenate([load.samples_ms for load in loads])
     return tuple(
         PairTimes(
             baseline=summarise(samples[:, 0, index]),
             pruned=summarise(samples[:, 1, index]),
-            ratio=ratio_over_loads([load.samples_ms[:, :, index] for load in loads], rng=rng),
+            ratio=ratio([load.samples_ms[:, :, index] for load in loads]),
             timing=Timing(
                 clock=clock,
                 order=ORDER,

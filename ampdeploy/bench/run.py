@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -30,7 +31,7 @@ from ampdeploy.bench.throughput import (
     count_windows,
     join_windows,
 )
-from ampdeploy.bench.turns import WARMUP_SHARE, WINDOWS_COLD, WINDOWS_WARM
+from ampdeploy.bench.turns import HARD_CAP_FACTOR, WARMUP_SHARE
 from ampdeploy.config import BenchConfig
 from ampdeploy.device.engine.manifest import read_manifest
 from ampdeploy.errors import AmpDeployError
@@ -109,6 +110,7 @@ def _measure_times(
 ) -> _Times:
     times: dict[str, list[Load]] = {str(size): [] for size in sizes}
     counted: dict[str, list[Counted]] = {str(size): [] for size in sizes}
+    budget = _Budget(config, sizes)
     why: dict[str, str] = {}
     with ExitStack() as watching:
         for load in range(config.loads):
@@ -116,19 +118,22 @@ def _measure_times(
                 dense = pair[BASELINE]
                 if not load:
                     watch = watching.enter_context(Watch(dense.device))
-                for size in sizes:
+                for size in budget.sizes():
                     log.info("        timing batch %d, load %d of %d", size, load + 1, config.loads)
-                    times[str(size)].append(_time_load(pair, images, size, config, load))
-                    if config.throughput_seconds:
-                        counted[str(size)].append(_count_load(pair, images, size, config, load))
-                if load == config.loads - 1:
+                    with budget.spent_on(size):
+                        times[str(size)].append(_time_load(pair, images, size, config, load))
+                        if config.throughput_seconds:
+                            found = _count_load(pair, images, size, config, load)
+                            counted[str(size)].append(found)
+                if load == config.loads - 1 or not budget.sizes():
                     watching.close()  # what follows is not timed
                     energy, why_no_energy = measure_energy(
                         pair, images, batch_size=max(sizes), seconds=config.energy_seconds
                     )
+                    break
     if why_no_energy is not None:
         why["energy"] = why_no_energy
-    joined = {size: join_clocks(loads) for size, loads in times.items()}
+    joined = {size: join_clocks(budget.mark(size, loads)) for size, loads in times.items()}
     compute = {size: both.compute for size, both in joined.items() if both.compute is not None}
     if not compute:
         why["compute"] = dense.why_no_compute_clock
@@ -147,6 +152,32 @@ def _measure_times(
     )
 
 
+class _Budget:
+    """Seconds of each batch size: a model so slow that they are gone is opened less often."""
+
+    def __init__(self, config: BenchConfig, sizes: Sequence[int]) -> None:
+        self._left = dict.fromkeys(sizes, HARD_CAP_FACTOR * config.max_seconds)
+        self._loads = config.loads
+
+    def sizes(self) -> list[int]:
+        """Batch sizes that have time for another load."""
+        return [size for size, left in self._left.items() if left > 0]
+
+    @contextmanager
+    def spent_on(self, size: int) -> Iterator[None]:
+        """What is done inside counts."""
+        start = time.perf_counter()
+        yield
+        self._left[size] -= time.perf_counter() - start
+
+    def mark(self, size: str, loads: list[Load]) -> list[Load]:
+        """`loads`, as cut short if there are fewer than were asked for."""
+        if len(loads) == self._loads:
+            return loads
+        log.warning("  batch %s: out of time after %d of %d loads", size, len(loads), self._loads)
+        return [*loads[:-1], dataclasses.replace(loads[-1], capped=True)]
+
+
 @contextmanager
 def _open_pair(
     target: Target, files: tuple[Path, Path], config: BenchConfig, load: int
@@ -159,7 +190,7 @@ def _open_pair(
             role: stack.enter_context(target.open(path, threads=config.threads))
             for role, path in (order if load % 2 == 0 else reversed(order))
         }
-        yield opened
+        yield {role: opened[role] for role in MODELS}
 
 
 def _time_load(
@@ -179,7 +210,8 @@ def _time_load(
         min_runs=-(-config.min_runs // config.loads),
         max_seconds=share * config.max_seconds / config.loads,
         warmup_seconds=WARMUP_SHARE * share * config.max_seconds,
-        windows=WINDOWS_WARM if load else WINDOWS_COLD,
+        reopened=load > 0,
+        first=load % 2,
         seed=load,
     )
 
@@ -203,26 +235,35 @@ def measure_loads(
     target: Target,
     files: tuple[Path, Path],
     images: np.ndarray,
-    size: int,
+    sizes: Sequence[int],
     config: BenchConfig,
     *,
     share: float = 1.0,
-) -> list[Load]:
-    """Latency of two files at one batch size, opened as often as `config` says.
+) -> dict[str, list[Load]]:
+    """Latency of two files alone, opened as often as `config` says.
 
     Args:
         target: Opens both.
         files: The dense model's and the pruned one's.
         images: (N, 3, S, S) float32 real images, preprocessed.
-        size: Images per call.
+        sizes: Images per call.
         config: Runs, time and loads.
         share: Of the time.
+
+    Returns:
+        Per batch size the loads.
     """
-    loads = []
+    loads: dict[str, list[Load]] = {str(size): [] for size in sizes}
+    budget = _Budget(config, sizes)
     for load in range(config.loads):
+        if not budget.sizes():
+            break
         with _open_pair(target, files, config, load) as pair:
-            loads.append(_time_load(pair, images, size, config, load, share=share))
-    return loads
+            for size in budget.sizes():
+                with budget.spent_on(size):
+                    found = _time_load(pair, images, size, config, load, share=share)
+                loads[str(size)].append(found)
+    return {size: budget.mark(size, found) for size, found in loads.items()}
 
 
 def _measure_graphs(
@@ -237,19 +278,20 @@ def _measure_graphs(
     if graphed is None:
         return None, f"target {target.name}: {target.why_no_cuda_graph}"
     found: dict[str, PairTimes] = {}
+    log.info("        timing as a CUDA graph")
     try:
-        for size in sizes:
-            log.info("        timing batch %d as a CUDA graph", size)
-            loads = measure_loads(graphed, files, images, size, config, share=GRAPH_SHARE)
-            times = join_clocks(loads).compute
-            assert times is not None  # whoever launches graphs has the GPU's clock
-            clock = f"{times.timing.clock}; launched as one CUDA graph"
-            timing = dataclasses.replace(times.timing, clock=clock)
-            found[str(size)] = dataclasses.replace(times, timing=timing)
+        measured = measure_loads(graphed, files, images, sizes, config, share=GRAPH_SHARE)
     except AmpDeployError as error:
         # The engine has just run without: what cannot be captured is no reason to lose the rest.
         log.warning("        not timed as a CUDA graph: %s", error)
         return None, f"it failed: {error}"
+    for size, loads in measured.items():
+        times = join_clocks(loads).compute
+        assert times is not None  # whoever launches graphs has the GPU's clock
+        clock = f"{times.timing.clock}; launched as one CUDA graph"
+        found[size] = dataclasses.replace(
+            times, timing=dataclasses.replace(times.timing, clock=clock)
+        )
     return found, None
 
 

@@ -7,6 +7,7 @@ models take turns by windows (A B, B A, A B ...), because two models at once wou
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -16,13 +17,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ampdeploy.bench.intervals import MIN_LOADS, rates_over_loads
+from ampdeploy.bench.intervals import mean_of_turns, rates_over_loads, ratio_of_rates
 from ampdeploy.bench.latency import BASELINE, MODELS, PRUNED, check_roles, make_batches
 from ampdeploy.errors import ConfigError
 from ampdeploy.report.result import Interval, ThroughputTiming
 from ampdeploy.targets.base import Runner
 
-WINDOWS = 8  # of each model, where they hold several calls
+WINDOWS = 8  # of each model, of all the time there is: one is a sixteenth of it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,7 @@ class PairThroughput:
     """Images per second of both models at one batch size."""
 
     baseline: float
-    """Geometric mean over the windows, and over the loads where there are many: `ratio` is exactly
+    """Geometric mean over the windows of a load, and over the loads: `ratio` is exactly
     pruned / baseline."""
     pruned: float
     ratio: Interval
@@ -57,11 +58,12 @@ def measure_throughput(
     in_flight: int = 2,
     seed: int = 0,
 ) -> PairThroughput:
-    """`count_windows` of models that are open already, joined."""
+    """`count_windows` of models that are open already; the interval is about this load alone."""
     counted = count_windows(
         runners, images, batch_size=batch_size, seconds=seconds, in_flight=in_flight, seed=seed
     )
-    return join_windows([counted])
+    ratio = ratio_of_rates(counted.rates[:, 0], counted.rates[:, 1])
+    return dataclasses.replace(join_windows([counted]), ratio=ratio)
 
 
 def count_windows(
@@ -87,7 +89,7 @@ def count_windows(
         seconds: For all windows of both and the calls that warm up, unless one round takes longer.
         in_flight: Batches under way at once.
         window_seconds: Of one window; None: so that `WINDOWS` of each model fit.
-        first: 1: the pruned model begins.
+        first: 1: the pruned model is made ready first, and begins.
         seed: Of the images' order.
 
     Raises:
@@ -106,19 +108,21 @@ def count_windows(
         window_seconds = seconds / (2 * WINDOWS)
     rates: list[tuple[float, float]] = []
     with ExitStack() as opened, ThreadPoolExecutor(in_flight) as threads:
-        teams = [
-            _Team(_workers(runners[role], in_flight, opened), batches, threads) for role in MODELS
-        ]
+        turns = (first, 1 - first)
+        made = {
+            index: _Team(_workers(runners[MODELS[index]], in_flight, opened), batches, threads)
+            for index in turns
+        }
         start = time.perf_counter()
-        for team in teams:
-            team.window(0.0)  # memory and kernels of every runner, not to be counted
+        for index in turns:
+            made[index].window(0.0)  # memory and kernels of every runner, not to be counted
         counting = time.perf_counter()
         round_seconds = 0.0
         while not rates or time.perf_counter() - start + round_seconds <= seconds:
             round_start = time.perf_counter()
             rate = [0.0, 0.0]
-            for index in (0, 1) if (len(rates) + first) % 2 == 0 else (1, 0):
-                rate[index] = teams[index].window(window_seconds)
+            for index in turns if len(rates) % 2 == 0 else reversed(turns):
+                rate[index] = made[index].window(window_seconds)
             rates.append((rate[0], rate[1]))
             round_seconds = time.perf_counter() - round_start
         counted = time.perf_counter() - counting
@@ -133,9 +137,8 @@ def join_windows(loads: Sequence[Counted]) -> PairThroughput:
     """
     rates = np.concatenate([load.rates for load in loads])
     seconds = sum(load.seconds for load in loads)
-    by_load = np.array([np.log(load.rates).mean(axis=0) for load in loads])
-    logs = by_load.mean(axis=0) if len(loads) >= MIN_LOADS else np.log(rates).mean(axis=0)
-    means = dict(zip(MODELS, np.exp(logs), strict=True))
+    logs = np.array([np.log(load.rates).mean(axis=0) for load in loads])
+    means = dict(zip(MODELS, np.exp(mean_of_turns(logs)), strict=True))
     return PairThroughput(
         baseline=float(means[BASELINE]),
         pruned=float(means[PRUNED]),

@@ -13,8 +13,10 @@ the first of which decides when it is warm."""
 
 WINDOW_PAIRS = 3
 WINDOW_SECONDS = 0.1  # three calls of a fast model would end before the clocks have risen
-WINDOWS_COLD = 3  # that must agree before anything was timed on this machine
-WINDOWS_WARM = 2  # once only the files were opened anew: clocks and caches of the machine are warm
+WINDOWS = 3  # that must agree
+# Where the machine is warm and only the files were opened anew: one window, for their memory and
+# kernels. What it leaves unsettled is a difference between loads, and in their interval.
+REOPENED_SECONDS = 0.5
 STABLE_WITHIN = 0.05  # spread of the medians of the windows, relative
 WARMUP_SHARE = 0.5  # of max_seconds, at most
 
@@ -23,11 +25,14 @@ HARD_CAP_FACTOR = 6.0
 
 
 class Pairs:
-    """Runs both models on the next buffer, turn and turn about."""
+    """Runs both models on the next buffer, turn and turn about; `first` (0 or 1) begins."""
 
-    def __init__(self, baseline: TimedByAll, pruned: TimedByAll, buffers: int) -> None:
+    def __init__(
+        self, baseline: TimedByAll, pruned: TimedByAll, buffers: int, first: int = 0
+    ) -> None:
         self._models = (baseline, pruned)
         self._buffers = buffers
+        self._first = first
         self.done = 0
 
     def next(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -35,7 +40,7 @@ class Pairs:
         # An even number of buffers must shift each round, or each would have one fixed order.
         shift = 0 if self._buffers % 2 else self.done // self._buffers
         buffer = (self.done + shift) % self._buffers
-        first = self.done % 2
+        first = (self.done + self._first) % 2
         took: list[tuple[float, ...]] = [(), ()]
         for index in (first, 1 - first):
             took[index] = self._models[index](buffer)
@@ -43,8 +48,16 @@ class Pairs:
         return took[0], took[1]
 
 
-def warm_up(pairs: Pairs, limit_s: float, windows: int = WINDOWS_COLD) -> tuple[float, bool]:
-    """Run until so many windows agree. Returns (seconds, whether they did)."""
+def run_in(pairs: Pairs) -> float:
+    """A warm-up of files that were opened anew on a warm machine. Returns its seconds."""
+    start = time.perf_counter()
+    while pairs.done < WINDOW_PAIRS or time.perf_counter() - start < REOPENED_SECONDS:
+        pairs.next()
+    return time.perf_counter() - start
+
+
+def warm_up(pairs: Pairs, limit_s: float) -> tuple[float, bool]:
+    """Run until three windows agree. Returns (seconds, whether they did)."""
     start = time.perf_counter()
     medians: list[np.ndarray] = []
     while True:
@@ -57,15 +70,15 @@ def warm_up(pairs: Pairs, limit_s: float, windows: int = WINDOWS_COLD) -> tuple[
             if elapsed > limit_s:
                 return elapsed, False
         medians.append(np.median(window, axis=0))
-        if windows_agree(medians, windows):
+        if windows_agree(medians):
             return elapsed, True
 
 
-def windows_agree(medians: list[np.ndarray], windows: int = WINDOWS_COLD) -> bool:
-    """Whether the last windows' medians (each of both models) are within a few percent."""
-    if len(medians) < windows:
+def windows_agree(medians: list[np.ndarray]) -> bool:
+    """Whether the last three windows' medians (each of both models) are within a few percent."""
+    if len(medians) < WINDOWS:
         return False
-    last = np.stack(medians[-windows:])
+    last = np.stack(medians[-WINDOWS:])
     return bool(np.all(np.ptp(last, axis=0) <= STABLE_WITHIN * last.min(axis=0)))
 
 

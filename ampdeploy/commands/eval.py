@@ -95,8 +95,10 @@ def _print(result: dict[str, Any]) -> None:
         console.print(_accuracy_table(result))
         for metric, task in result["tasks"].items():
             click.echo(f"{metric}: {task['protocol']}")
+    tasks_why = set(result["tasks_left_out"].values())  # said below
     for name, reason in {**fidelity["why"], **result["why"]}.items():
-        click.echo(f"{name}: not measured, {reason}")
+        if reason not in tasks_why:
+            click.echo(f"{name}: not measured, {reason}")
     for reason, tasks in by_reason(result["tasks_left_out"].items()).items():
         click.echo(f"{', '.join(f'task {task}' for task in tasks)}: left out, {reason}")
 

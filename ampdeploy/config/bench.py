@@ -25,8 +25,7 @@ class BenchConfig:
     """Time spent timing per batch size, both models together, once `min_runs` is reached."""
     loads: int = 6
     """Times that both files are opened anew, because each load of a file has a speed of its own;
-    4 or more show how far, and the intervals then include it. An even number, since what is opened
-    second tends to be faster."""
+    5 or more show how far, and the intervals then include it."""
     throughput_seconds: float = 8.0
     """Time spent counting throughput per batch size, both models together; 0: not counted."""
     in_flight: int = 2

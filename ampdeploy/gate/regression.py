@@ -70,7 +70,7 @@ def _clock(timing: str) -> Reasons:
 def _ratio(name: str, field: str, timing: str) -> Quantity:
     return Quantity(
         name=name,
-        read=values.paired_ratio(field, timing, "pairs", "pairs of calls in each run"),
+        read=values.paired_ratio(field, timing, " in each run"),
         reasons=_clock(timing),
         smaller_is_better=True,
         scope=values.BATCH,
@@ -96,9 +96,7 @@ _QUANTITIES = (
     Quantity(
         name="throughput", smaller_is_better=False, reasons=_clock("throughput_timing"),
         scope=values.BATCH,
-        read=values.paired_ratio(
-            "throughput", "throughput_timing", "windows", "windows in each run"
-        ),
+        read=values.paired_ratio("throughput", "throughput_timing", " in each run"),
     ),
     Quantity(
         name="p50", read=values.latency("latency_ms", "p50"), smaller_is_better=True,

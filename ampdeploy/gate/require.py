@@ -73,7 +73,7 @@ def _warmup_settled(report: Report) -> _Outcome:
         return Status.NOT_MEASURED, report.why.get("timing", "no batch size was timed")
     clocks = {"": report.timing, " with CUDA graph": report.cuda_graph_timing or {}}
     unsettled = [
-        f"batch {size}{what} after {timing.warmup_seconds:.1f} s"
+        f"batch {size}{what}"
         for what, timings in clocks.items()
         for size, timing in timings.items()
         if not timing.warmup_stable

@@ -45,27 +45,25 @@ class RuleKind:
         return self.name.startswith("max-")
 
 
-def _ratio(field: str, timing: str) -> values.Read:
-    return values.paired_ratio(field, timing, "pairs", "pairs of calls")
-
-
 _KINDS = (
     RuleKind(
-        name="max-latency-ratio", unit=RATIO, scope=BATCH, read=_ratio("latency", "timing"),
+        name="max-latency-ratio", unit=RATIO, scope=BATCH,
+        read=values.paired_ratio("latency", "timing"),
         help="Latency end to end, pruned / baseline.",
     ),
     RuleKind(
-        name="max-compute-ratio", unit=RATIO, scope=BATCH, read=_ratio("compute", "timing"),
+        name="max-compute-ratio", unit=RATIO, scope=BATCH,
+        read=values.paired_ratio("compute", "timing"),
         help="The same of the device's part alone.",
     ),
     RuleKind(
         name="max-cuda-graph-ratio", unit=RATIO, scope=BATCH,
-        read=_ratio("cuda_graph_compute", "cuda_graph_timing"),
+        read=values.paired_ratio("cuda_graph_compute", "cuda_graph_timing"),
         help="The same, launched as one CUDA graph.",
     ),
     RuleKind(
         name="min-throughput-ratio", unit=RATIO, scope=BATCH,
-        read=values.paired_ratio("throughput", "throughput_timing", "windows", "windows"),
+        read=values.paired_ratio("throughput", "throughput_timing"),
         help="Throughput, pruned / baseline.",
     ),
     RuleKind(

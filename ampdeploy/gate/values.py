@@ -121,14 +121,13 @@ def fidelity_on_the_same_images(field: str) -> Read:
     return read
 
 
-def paired_ratio(field: str, timing: str, count: str, sample: str) -> Read:
-    """A ratio per batch size that comes with its interval.
+def paired_ratio(field: str, timing: str, where: str = "") -> Read:
+    """A ratio per batch size that comes with its interval over the loads of both files.
 
     Args:
         field: Of `Ratios`.
         timing: Field of `Report` that says how it was measured.
-        count: Field of that which holds the number of samples.
-        sample: What these are.
+        where: To be said behind ``loads``.
     """
 
     def read(report: Report) -> Values:
@@ -139,7 +138,7 @@ def paired_ratio(field: str, timing: str, count: str, sample: str) -> Read:
         return _by_batch(
             report,
             {
-                size: Value.of(ratio, getattr(rows.get(size), count, None), sample)
+                size: Value.of(ratio, getattr(rows.get(size), "loads", None), f"loads{where}")
                 for size, ratio in ratios.items()
             },
         )

@@ -88,7 +88,7 @@ class Timing:
     warmup_pairs: int
     warmup_seconds: float
     warmup_stable: bool
-    """Whether successive warm-up windows agreed, each time that the files were opened."""
+    """Whether three successive warm-up windows agreed before the first timed call."""
     pairs: int
     seconds: float
     capped: bool

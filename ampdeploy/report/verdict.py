@@ -202,10 +202,7 @@ def _cautions(report: Report) -> list[str]:
     for key in batch_keys(report):
         timing = (report.timing or {})[key]
         if not timing.warmup_stable:
-            cautions.append(
-                f"latency at batch {key} had not settled after "
-                f"{timing.warmup_seconds:.0f} s of warm-up"
-            )
+            cautions.append(f"latency at batch {key} had not settled after the first warm-up")
         if timing.capped:
             cautions.append(
                 f"timing at batch {key} was stopped at its time limit after "

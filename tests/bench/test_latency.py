@@ -11,6 +11,7 @@ import pytest
 from ampdeploy.bench import latency, turns
 from ampdeploy.bench.intervals import (
     rates_over_loads,
+    ratio_of_calls,
     ratio_of_rates,
     ratio_over_loads,
     student_t,
@@ -62,8 +63,10 @@ def measure(count: int, **options):
 @pytest.mark.parametrize("count", [2, 3, 4, 20])
 def test_calls_interleave_and_alternate_and_rotate_buffers(count):
     result, calls = measure(count)
-    pairs = [calls[i : i + 2] for i in range(0, len(calls), 2)]
-    assert len(pairs) == result.timing.warmup_pairs + result.timing.pairs
+    both = [calls[i : i + 2] for i in range(0, len(calls), 2)]
+    assert len(both) == result.timing.warmup_pairs + result.timing.pairs
+    # However many pairs warm up, what is timed begins with the baseline.
+    pairs = both[result.timing.warmup_pairs :]
     for index, ((first, buffer), (second, other_buffer)) in enumerate(pairs):
         assert buffer == other_buffer
         expected = ("baseline", "pruned") if index % 2 == 0 else ("pruned", "baseline")
@@ -232,30 +235,64 @@ def test_loads_are_joined_and_counted(clock):
 
 
 def test_interval_over_loads_is_students_t_of_their_ratios():
-    found = ratio_over_loads(loads_of([0.79, 0.80, 0.81, 0.80]))
-    logs = np.log([0.79, 0.80, 0.81, 0.80])
-    reach = 3.182446 * logs.std(ddof=1) / 2
-    assert np.log(found.value) == pytest.approx(logs.mean())
-    assert np.log(found.ci95_high / found.value) == pytest.approx(reach, rel=2e-3)
-    assert np.log(found.ci95_low / found.value) == pytest.approx(-reach, rel=2e-3)
+    logs = np.log([0.79, 0.83, 0.80, 0.82, 0.81, 0.84, 0.80])  # what comes first is slower
+    found = ratio_over_loads(loads_of(np.exp(logs)))
+    # By least squares: a constant, and +-1 for who was opened first.
+    design = np.array([[1.0, 1.0 - 2 * (i % 2)] for i in range(7)])
+    fitted, (left,), _, _ = np.linalg.lstsq(design, logs, rcond=None)
+    spread = np.sqrt(left / 5 * np.linalg.inv(design.T @ design)[0, 0])
+    assert np.log(found.value) == pytest.approx(fitted[0])
+    assert np.log(found.ci95_high / found.value) == pytest.approx(2.570582 * spread, rel=2e-3)
+    assert np.log(found.ci95_low / found.value) == pytest.approx(-2.570582 * spread, rel=2e-3)
 
 
-def test_few_loads_fall_back_on_the_bootstrap_of_all_calls():
-    loads = loads_of([0.8, 0.8, 0.8], jitter=0.02)
-    together = np.concatenate(loads)
-    assert ratio_over_loads(loads) == ratio_of_medians(together[:, 0], together[:, 1])
+def test_who_was_opened_first_does_not_count():
+    """3% for it, in five loads, which have one of the two more often."""
+    ordered = np.exp(0.03 * np.array([1, -1, 1, -1, 1]))
+    found = ratio_over_loads(loads_of(0.8 * ordered))
+    assert (found.value, found.ci95_low, found.ci95_high) == pytest.approx((0.8, 0.8, 0.8))
+
+
+@pytest.mark.parametrize(("count", "said"), [(1, "1 load of"), (4, "4 loads of")])
+def test_few_loads_give_no_interval_but_a_reason(count, said):
+    found = ratio_over_loads(loads_of([0.8] * count))
+    assert (found.value, found.ci95_low, found.ci95_high) == (pytest.approx(0.8), None, None)
+    assert said in found.why["ci95_low"]
+
+
+def test_of_models_that_are_open_the_interval_is_about_this_load(clock):
+    loads = loads_of([0.8], jitter=0.02, pairs=60)
+    dense, slim = loads[0].T
+    assert ratio_of_calls(loads) == ratio_of_medians(dense, slim)
+
+
+def test_files_opened_anew_are_run_in_for_one_window(clock):
+    runners = {"baseline": CostlyRunner(clock, 40), "pruned": CostlyRunner(clock, 30)}
+    options = {"batch_size": 2, "min_runs": 5, "max_seconds": 0.7}
+    load = measure_load(runners, pictures(4), reopened=True, **options)
+    assert load.warmup_pairs == 8  # of 70 ms: the first to fill half a second
+    assert load.warmup_seconds == pytest.approx(0.56)
+    slow = {"baseline": CostlyRunner(clock, 4000), "pruned": CostlyRunner(clock, 3000)}
+    assert measure_load(slow, pictures(4), reopened=True, **options).warmup_pairs == 3
+
+
+def test_the_pruned_model_may_begin():
+    calls: list[tuple[str, int]] = []
+    runners = {name: RecordingRunner(name, calls) for name in ("baseline", "pruned")}
+    load = measure_load(runners, pictures(4), batch_size=1, min_runs=5, max_seconds=0.01, first=1)
+    timed_calls = calls[2 * load.warmup_pairs :]
+    assert [name for name, _ in timed_calls[:4]] == ["pruned", "baseline", "baseline", "pruned"]
 
 
 def test_what_a_load_does_to_all_its_calls_is_in_the_interval():
     """2% of each load's own, far more than the jitter of its calls shows."""
     covered = {"loads": 0, "calls": 0}
     for seed in range(200):
-        own = np.exp(np.random.default_rng(1000 + seed).normal(0, 0.02, 5))
+        own = np.exp(np.random.default_rng(1000 + seed).normal(0, 0.02, 6))
         loads = loads_of(own, jitter=0.01, seed=seed)
-        together = np.concatenate(loads)
         for name, found in (
             ("loads", ratio_over_loads(loads)),
-            ("calls", ratio_of_medians(together[:, 0], together[:, 1])),
+            ("calls", ratio_of_calls(loads)),
         ):
             covered[name] += found.ci95_low <= 1.0 <= found.ci95_high
     assert 181 <= covered["loads"] <= 198  # 190 expected, standard deviation 3.1
@@ -263,14 +300,17 @@ def test_what_a_load_does_to_all_its_calls_is_in_the_interval():
 
 
 def test_rates_over_loads_are_compared_load_by_load():
-    loads = [np.array([[100.0, ratio * 100]] * 2) for ratio in (1.24, 1.25, 1.26, 1.25)]
+    ratios = (1.24, 1.25, 1.26, 1.25, 1.25, 1.24)
+    loads = [np.array([[100.0, ratio * 100]] * 2) for ratio in ratios]
     found = rates_over_loads(loads)
-    logs = np.log([1.24, 1.25, 1.26, 1.25])
+    logs = np.log(ratios)
     assert np.log(found.value) == pytest.approx(logs.mean())
-    reach = 3.182446 * logs.std(ddof=1) / 2
+    left = sum(np.sum((turn - turn.mean()) ** 2) for turn in (logs[::2], logs[1::2]))
+    reach = 2.776445 * np.sqrt(left / 4 / 6)
     assert np.log(found.ci95_high / found.value) == pytest.approx(reach, rel=2e-3)
-    together = np.concatenate(loads[:3])
-    assert rates_over_loads(loads[:3]) == ratio_of_rates(together[:, 0], together[:, 1])
+    few = rates_over_loads(loads[:3])
+    assert few.ci95_low is None
+    assert "3 loads" in few.why["ci95_low"]
 
 
 def test_clocks_of_loads_are_kept_apart():
@@ -286,7 +326,7 @@ def test_clocks_of_loads_are_kept_apart():
             capped=False,
         )
     ] * 4
-    outer, inner = join_loads(loads, rng=np.random.default_rng(0))
+    outer, inner = join_loads(loads)
     assert (outer.ratio.value, inner.ratio.value) == (0.75, 0.5)
     assert (outer.timing.clock, inner.timing.clock) == ("outer", "inner")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 
@@ -101,6 +103,59 @@ def test_files_are_opened_anew_for_each_load_and_in_turns(tmp_path, monkeypatch)
         assert found.throughput[size].timing.loads == 3
         assert found.throughput[size].timing.windows >= 3
     assert found.telemetry.seconds > sum(row.timing.seconds for row in found.latency.values())
+
+
+class SlowTarget(OrtTarget):
+    """Each call takes a tenth of a second on top."""
+
+    def _open_impl(self, artifact, *, threads):
+        runner = super()._open_impl(artifact, threads=threads)
+        run_impl = runner._run_impl
+
+        def slow(images):
+            time.sleep(0.1)
+            return run_impl(images)
+
+        runner._run_impl = slow
+        return runner
+
+
+def test_files_that_are_too_slow_are_opened_less_often(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(run, "get_target", lambda name: SlowTarget())
+    found = measure(
+        tmp_path, batch_sizes=(1,), min_runs=8, max_seconds=0.2, loads=8, throughput_seconds=0.2
+    )
+    # 1.2 s in all, and a load takes more than half of that.
+    timing = found.latency["1"].timing
+    assert timing.loads in (1, 2, 3)
+    assert timing.capped
+    assert found.throughput["1"].timing.loads == timing.loads
+    ratio = found.latency["1"].ratio
+    assert ratio.ci95_low is None
+    assert "an interval needs 5" in ratio.why["ci95_low"]
+    assert f"out of time after {timing.loads} of 8 loads" in caplog.text
+
+
+def test_the_default_number_of_loads_gives_intervals_over_them(tmp_path):
+    found = measure(tmp_path, loads=BenchConfig.loads, batch_sizes=(1,))
+    assert found.latency["1"].timing.loads == BenchConfig.loads
+    for row in (found.latency["1"], found.compute["1"], found.throughput["1"]):
+        assert row.ratio.ci95_low < row.ratio.value < row.ratio.ci95_high
+
+
+def test_energy_is_measured_of_open_runners_in_the_usual_order(tmp_path, monkeypatch):
+    seen = {}
+
+    def energy(pair, images, *, batch_size, seconds):
+        seen["order"] = list(pair)
+        seen["features"] = [runner.run(images[:1])["features"] for runner in pair.values()]
+        return None, "no meter"
+
+    monkeypatch.setattr(run, "measure_energy", energy)
+    found = measure(tmp_path, loads=2, batch_sizes=(1,), throughput_seconds=0)
+    assert seen["order"] == ["baseline", "pruned"]
+    assert len(seen["features"]) == 2
+    assert found.why["energy"] == "no meter"
 
 
 def test_throughput_that_nobody_wants_is_null_with_the_reason(tmp_path):

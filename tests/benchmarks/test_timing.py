@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.timing.coverage import simulate
 from benchmarks.timing.noise import Noise, draw, fit
-from benchmarks.timing.repeat import HEAVIER, SAME, summary
+from benchmarks.timing.repeat import HEAVIER, SAME, summary, with_interval
 
 
 def rng(seed=0):
@@ -39,7 +39,10 @@ def test_fitting_finds_the_jitter_and_what_loads_do():
 
 def test_fitting_takes_enough_calls():
     with pytest.raises(ValueError, match="record 200"):
-        fit(draw(Noise(jitter=0.02), 100, 4, 1.0, rng()))
+        fit(draw(Noise(jitter=0.02), 160, 4, 1.0, rng()))
+    # A spread of one stretch is none, and would pass for loads that are all alike.
+    with pytest.raises(ValueError, match="fewer than 30 pairs"):
+        fit(draw(Noise(jitter=0.02), 400, 20, 1.0, rng()))
 
 
 def test_only_the_interval_over_loads_sees_what_loads_do():
@@ -51,6 +54,13 @@ def test_only_the_interval_over_loads_sees_what_loads_do():
     calm = simulate(Noise(jitter=0.03), 190, 100, "over_loads")
     assert 0.89 <= calm["coverage"] <= 1.0
     assert calm["told_apart"] > 0.95
+
+
+def test_intervals_follow_from_the_loads():
+    ratios = [1.02, 0.99, 1.03, 1.0, 1.01, 0.98]
+    found = with_interval({"kind": SAME, "load_ratios": ratios})
+    assert found["value"] == pytest.approx(np.exp(np.log(ratios).mean()))
+    assert found["ci95_low"] < found["value"] < found["ci95_high"]
 
 
 def row(kind, low, value, high, single):

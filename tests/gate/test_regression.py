@@ -300,7 +300,7 @@ def test_intervals_of_changes_cover_what_they_should():
 def test_more_samples_are_asked_for_in_both_runs():
     old, new = tight(sample_report(), latency=0.75), tight(sample_report(), latency=0.763)
     found = check(new, old, "latency")["latency, batch 1"]
-    assert found.samples_to_settle > found.samples == 40
+    assert found.samples_to_settle > found.samples == 5
     assert "in each run would, as likely as not, settle it" in found.reason
 
 
