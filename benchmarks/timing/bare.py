@@ -3,6 +3,7 @@
 What `ampdeploy`'s runner is compared with. Written against NVIDIA's "Running Inference"
 (https://docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/python-api-docs.html) and
 cuda-python's runtime API; every call's status is thrown away but for the errors that Python raises.
+It has not been run: no machine that runs such engines was at hand.
 """
 
 from __future__ import annotations

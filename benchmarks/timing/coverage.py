@@ -13,7 +13,8 @@ models and with one that is 5% slower:
 - ``width``: median of the interval's width over the ratio.
 
 All are given for the interval in use, ``over_loads``
-(`ampdeploy.bench.intervals.ratio_over_loads`: Student's t over the log ratios of six loads), and
+(`ampdeploy.bench.intervals.ratio_over_loads`: Student's t over the log ratios of six loads,
+the order of opening taken out), and
 for two that were tried: ``bootstrap``, circular blocks of successive pairs over all calls, and
 ``batch_means``, Student's t over ten stretches of all calls. Kinds of noise: the fitted jitter
 alone, with one more part each, all parts, and all parts with disturbances three times as long; on
@@ -58,7 +59,7 @@ Bounds = tuple[float, float]
 
 def over_loads(loads_ms: list[np.ndarray], rng: np.random.Generator) -> Bounds:
     """The interval in use."""
-    return _bounds(ratio_over_loads(loads_ms, rng=rng))
+    return _bounds(ratio_over_loads(loads_ms))
 
 
 def bootstrap(loads_ms: list[np.ndarray], rng: np.random.Generator) -> Bounds:
@@ -138,7 +139,7 @@ def record(
     config = BenchConfig(
         batch_sizes=(1,), min_runs=MIN_PAIRS, max_seconds=seconds, loads=loads, threads=threads
     )
-    found = measure_loads(get_target("ort"), (model, model), pixels, 1, config)
+    found = measure_loads(get_target("ort"), (model, model), pixels, (1,), config)["1"]
     return [load.samples_ms[:, :, 0] for load in found]
 
 

@@ -33,6 +33,7 @@ RUNNING = 9  # calls under the running median
 OUTLIER = 5.0  # times the jitter
 BURST = 0.15  # above the median, relative
 MIN_BURST = 3  # calls
+MIN_STRETCHES = 3  # of a load, whose spread is looked at
 STEP = 10  # calls or pairs over which correlation is read
 
 
@@ -127,10 +128,14 @@ def fit(loads_ms: list[np.ndarray]) -> Noise:
         loads_ms: Per load (n, 2), in the order in which they ran; `MIN_PAIRS` at least together.
     """
     pairs_ms = np.concatenate(loads_ms)
+    if min(len(load) for load in loads_ms) < MIN_STRETCHES * STEP:
+        raise ValueError(f"a load has fewer than {MIN_STRETCHES * STEP} pairs; record for longer")
     if len(pairs_ms) < MIN_PAIRS:
         raise ValueError(f"{len(pairs_ms)} pairs of calls are too few to fit; record {MIN_PAIRS}")
-    in_order = pairs_ms.copy()
-    in_order[1::2] = in_order[1::2, ::-1].copy()
+    # Each load begins with the other model.
+    in_order = np.concatenate(
+        [_in_order(load, first=index % 2) for index, load in enumerate(loads_ms)]
+    )
     logs = np.log(in_order.ravel())
     logs -= np.median(logs)
     running = np.median(
@@ -155,6 +160,12 @@ def fit(loads_ms: list[np.ndarray]) -> Noise:
         **_own(pairs_ms, jitter),
         load=_load(loads_ms),
     )
+
+
+def _in_order(load_ms: np.ndarray, *, first: int) -> np.ndarray:
+    swapped = load_ms.copy()
+    swapped[1 - first :: 2] = swapped[1 - first :: 2, ::-1].copy()
+    return swapped
 
 
 def _load(loads_ms: list[np.ndarray]) -> float:

@@ -37,7 +37,7 @@ import numpy as np
 
 from ampdeploy.artifacts import prepare_folder, read_json, sha256_json, write_json
 from ampdeploy.bench.host import host_facts, machine_identity
-from ampdeploy.bench.intervals import ratio_of_medians
+from ampdeploy.bench.intervals import ratio_of_medians, ratio_over_loads
 from ampdeploy.bench.latency import join_clocks
 from ampdeploy.bench.run import measure_loads
 from ampdeploy.config import BenchConfig
@@ -51,15 +51,14 @@ INTERVAL = ("ci95_low", "value", "ci95_high")
 
 
 def one_run(twins: Twins, kind: str, target: str, config: BenchConfig) -> dict[str, Any]:
-    """Time both files: the ratio with its interval, and what it was made from."""
+    """Time both files: what the ratio and its interval are made from."""
     other = twins.light if kind == SAME else twins.heavy
-    loads = measure_loads(get_target(target), (twins.light, other), twins.images, 1, config)
+    loads = measure_loads(get_target(target), (twins.light, other), twins.images, (1,), config)["1"]
     found = join_clocks(loads).end_to_end
     pooled = np.concatenate([load.samples_ms[:, :, 0] for load in loads])
     single = ratio_of_medians(pooled[:, 0], pooled[:, 1])
     return {
         "kind": kind,
-        **{name: getattr(found.ratio, name) for name in INTERVAL},
         "single_load": [single.ci95_low, single.ci95_high],
         "load_ratios": [
             float(np.divide(*np.median(load.samples_ms[:, ::-1, 0], axis=0))) for load in loads
@@ -71,8 +70,16 @@ def one_run(twins: Twins, kind: str, target: str, config: BenchConfig) -> dict[s
     }
 
 
+def with_interval(row: dict[str, Any]) -> dict[str, Any]:
+    """A run with its ratio and interval as `ampdeploy bench` makes them now: they follow from the
+    loads' ratios, so runs of an earlier method are none of another."""
+    loads = [np.array([[1.0, ratio]]) for ratio in row["load_ratios"]]
+    found = ratio_over_loads(loads)
+    return {**row, **{name: getattr(found, name) for name in INTERVAL}}
+
+
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """What the finished runs say, per kind."""
+    """What the finished runs say, per kind; of `with_interval`."""
     found: dict[str, Any] = {}
     for kind in KINDS:
         low, value, high = (
@@ -149,8 +156,9 @@ def main() -> int:
         kind = KINDS[len(rows) % len(KINDS)]
         rows.append(one_run(twins, kind, options.target, config))
         write_json(kept, rows)
-        low, value, high = (rows[-1][name] for name in INTERVAL)
+        low, value, high = (with_interval(rows[-1])[name] for name in INTERVAL)
         print(f"{len(rows):4d} {kind:8s} {value:.4f} [{low:.4f}, {high:.4f}]", flush=True)
+    rows = [with_interval(row) for row in rows]
     result = {
         "host": host_facts(),
         "settings": {name: value for name, value in settings.items() if name != "machine"},
