@@ -28,10 +28,12 @@ def ratio_over_loads(loads_ms: Sequence[np.ndarray]) -> Interval:
     Each time that the files are opened gives a ratio of its own, and these are independent of each
     other, whatever disturbs the calls within one. The value is their geometric mean, the interval
     Student's t over their logarithms, with the effect of who was opened first taken out: see
-    `mean_of_turns`. Of 100 runs with two copies of a model it held in 98, where t around the ratio
-    of the medians of all calls held in 89, and t that left the order in held in all and was a
-    fifth wider (benchmarks/timing/repeat.py). Fewer than `MIN_LOADS` cannot show how loads differ,
-    and calls within a load do not show it at all: then there is no interval.
+    `mean_of_turns`. Of 100 runs with two copies of a model it held in 98; t that left the order in
+    held in all, and was a fifth wider (benchmarks/timing/repeat.py). Around the ratio of the
+    medians of all calls, which is another number, t holds less often than it says.
+
+    Fewer than `MIN_LOADS` cannot show how loads differ, and calls within a load do not show it at
+    all: then there is no interval.
 
     Args:
         loads_ms: Per load (pairs, 2): milliseconds of baseline and pruned, in order; the models

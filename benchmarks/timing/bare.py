@@ -10,19 +10,16 @@ from __future__ import annotations
 
 import ctypes
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from ampdeploy.closing import Closing
 from ampdeploy.device.engine.flavour import find_flavour
 from ampdeploy.device.engine.manifest import read_manifest
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
-
-class BareEngine:
+class BareEngine(Closing):
     """Batch 1, float32 in and out."""
 
     def __init__(self, plan: Path) -> None:
@@ -49,15 +46,8 @@ class BareEngine:
             self._host[name] = (int(address), np.ctypeslib.as_array(memory).reshape(shape))
             self._context.set_tensor_address(name, int(self._device[name]))
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Free what was allocated."""
         cudart = self._cudart
         cudart.cudaStreamSynchronize(self._stream)
         for name in self._names:
