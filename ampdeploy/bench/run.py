@@ -39,6 +39,7 @@ from ampdeploy.progress import log
 from ampdeploy.report.result import Telemetry
 from ampdeploy.targets.base import ENGINE_SUFFIXES, Runner, Target, get_target
 
+OPENING_SECONDS = 1.0  # that each load is given on top, to open and run in both files
 GRAPH_SHARE = 0.25  # of max_seconds: the same engine once more, only launched in another way
 
 
@@ -156,7 +157,9 @@ class _Budget:
     """Seconds of each batch size: a model so slow that they are gone is opened less often."""
 
     def __init__(self, config: BenchConfig, sizes: Sequence[int]) -> None:
-        self._left = dict.fromkeys(sizes, HARD_CAP_FACTOR * config.max_seconds)
+        timed = config.max_seconds + config.throughput_seconds
+        seconds = HARD_CAP_FACTOR * timed + OPENING_SECONDS * config.loads
+        self._left = dict.fromkeys(sizes, seconds)
         self._loads = config.loads
 
     def sizes(self) -> list[int]:

@@ -34,7 +34,7 @@ from tests.conftest import CALIB_DATA, TINY
 from tests.mlp_kinds import SIZE, make
 
 CPU = torch.device("cpu")
-QUICK = ["--device", "cpu", "--count", "4", "--seconds", "0.4", "--min-runs", "20"]
+QUICK = ["--device", "cpu", "--count", "4", "--seconds", "1", "--min-runs", "20"]
 SMALL = ["--width-multiple", "8", "--params-cut", "0.2", "--batches", "1,3"]
 WAYS = ("fp32-eager", "fp16-eager", "ort-cpu", "typed-torch")
 
