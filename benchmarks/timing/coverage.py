@@ -22,8 +22,8 @@ top of all, ``memory``, a drift of 1% that each model has to itself, and loads t
 model 1% faster or slower. 30 pairs is the least that `bench` makes, 190 what 20 s hold of DINOv2-S
 at batch 1 on two cores.
 
-Nothing in the result names the machine's folders. Two minutes to record, ten and more to simulate on a
-core; `--samples` keeps the recorded calls, and reads them if they are there.
+Nothing in the result names the machine's folders. Two minutes to record, ten and more to simulate
+on a core; `--samples` keeps the recorded calls, and reads them if they are there.
 """
 
 from __future__ import annotations
