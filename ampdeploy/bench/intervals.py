@@ -17,8 +17,6 @@ MIN_LOADS = 5  # of both files: with fewer, Student's t explodes
 RESAMPLES = 2000
 RESAMPLE_CHUNK = 100  # resamples at once; bounds memory
 
-MIN_WINDOWS = 4  # of throughput: with fewer, Student's t explodes
-
 Z = 1.959963984540054  # the normal distribution's 97.5th percentile
 
 
@@ -110,22 +108,6 @@ def block_pairs(n: int) -> int:
     return max(1, round(n ** (1 / 3)))
 
 
-def ratio_of_rates(baseline: np.ndarray, pruned: np.ndarray) -> Interval:
-    """Geometric mean of pruned / baseline over windows, with a 95% interval by Student's t.
-
-    Args:
-        baseline: (n,) rates, each of a window next to the same one of `pruned`.
-        pruned: (n,)
-    """
-    logs = np.log(pruned / baseline)
-    if len(logs) < MIN_WINDOWS:
-        return _no_interval(
-            math.exp(float(logs.mean())),
-            f"{len(logs)} windows of each model; an interval needs {MIN_WINDOWS}",
-        )
-    return _of_logs(logs)
-
-
 def rates_over_loads(loads: Sequence[np.ndarray]) -> Interval:
     """Pruned / baseline of the rates, as `ratio_over_loads`.
 
@@ -161,14 +143,6 @@ def _of_loads(logs: np.ndarray) -> Interval:
     left = sum(float(np.sum((turn - turn.mean()) ** 2)) for turn in turns) / (n - 2)
     variance = left * sum(1 / len(turn) for turn in turns) / 4
     reach = math.exp(student_t(n - 2) * math.sqrt(variance))
-    return Interval(value=value, ci95_low=value / reach, ci95_high=value * reach)
-
-
-def _of_logs(logs: np.ndarray) -> Interval:
-    """Geometric mean of what has these independent logarithms (n,), with Student's t of it."""
-    n = len(logs)
-    value = math.exp(float(logs.mean()))
-    reach = math.exp(student_t(n - 1) * float(logs.std(ddof=1)) / math.sqrt(n))
     return Interval(value=value, ci95_low=value / reach, ci95_high=value * reach)
 
 

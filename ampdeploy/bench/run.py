@@ -202,17 +202,15 @@ def _time_load(
     size: int,
     config: BenchConfig,
     load: int,
-    *,
-    share: float = 1.0,
 ) -> Load:
-    """One load's part of the time, and of that a `share`."""
+    """One load's part of the time."""
     return measure_load(
         pair,
         images,
         batch_size=size,
         min_runs=-(-config.min_runs // config.loads),
-        max_seconds=share * config.max_seconds / config.loads,
-        warmup_seconds=WARMUP_SHARE * share * config.max_seconds,
+        max_seconds=config.max_seconds / config.loads,
+        warmup_seconds=WARMUP_SHARE * config.max_seconds,
         reopened=load > 0,
         first=load % 2,
         seed=load,
@@ -240,8 +238,6 @@ def measure_loads(
     images: np.ndarray,
     sizes: Sequence[int],
     config: BenchConfig,
-    *,
-    share: float = 1.0,
 ) -> dict[str, list[Load]]:
     """Latency of two files alone, opened as often as `config` says.
 
@@ -251,7 +247,6 @@ def measure_loads(
         images: (N, 3, S, S) float32 real images, preprocessed.
         sizes: Images per call.
         config: Runs, time and loads.
-        share: Of the time.
 
     Returns:
         Per batch size the loads.
@@ -264,8 +259,7 @@ def measure_loads(
         with _open_pair(target, files, config, load) as pair:
             for size in budget.sizes():
                 with budget.spent_on(size):
-                    found = _time_load(pair, images, size, config, load, share=share)
-                loads[str(size)].append(found)
+                    loads[str(size)].append(_time_load(pair, images, size, config, load))
     return {size: budget.mark(size, found) for size, found in loads.items()}
 
 
@@ -282,8 +276,9 @@ def _measure_graphs(
         return None, f"target {target.name}: {target.why_no_cuda_graph}"
     found: dict[str, PairTimes] = {}
     log.info("        timing as a CUDA graph")
+    shorter = dataclasses.replace(config, max_seconds=GRAPH_SHARE * config.max_seconds)
     try:
-        measured = measure_loads(graphed, files, images, sizes, config, share=GRAPH_SHARE)
+        measured = measure_loads(graphed, files, images, sizes, shorter)
     except AmpDeployError as error:
         # The engine has just run without: what cannot be captured is no reason to lose the rest.
         log.warning("        not timed as a CUDA graph: %s", error)

@@ -7,7 +7,6 @@ models take turns by windows (A B, B A, A B ...), because two models at once wou
 
 from __future__ import annotations
 
-import dataclasses
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ampdeploy.bench.intervals import mean_of_turns, rates_over_loads, ratio_of_rates
+from ampdeploy.bench.intervals import mean_of_turns, rates_over_loads
 from ampdeploy.bench.latency import BASELINE, MODELS, PRUNED, check_roles, make_batches
 from ampdeploy.errors import ConfigError
 from ampdeploy.report.result import Interval, ThroughputTiming
@@ -47,23 +46,6 @@ class Counted:
     """(windows, 2 models), images per second."""
     in_flight: int
     seconds: float
-
-
-def measure_throughput(
-    runners: Mapping[str, Runner],
-    images: np.ndarray,
-    *,
-    batch_size: int,
-    seconds: float,
-    in_flight: int = 2,
-    seed: int = 0,
-) -> PairThroughput:
-    """`count_windows` of models that are open already; the interval is about this load alone."""
-    counted = count_windows(
-        runners, images, batch_size=batch_size, seconds=seconds, in_flight=in_flight, seed=seed
-    )
-    ratio = ratio_of_rates(counted.rates[:, 0], counted.rates[:, 1])
-    return dataclasses.replace(join_windows([counted]), ratio=ratio)
 
 
 def count_windows(

@@ -32,7 +32,8 @@ IMAGES_KEY = "images"  # as in a bundle's goldens.npz
 @click.option("--seconds", type=float, default=BenchConfig.max_seconds, show_default=True)
 @click.option(
     "--loads", type=int, default=BenchConfig.loads, show_default=True,
-    help="Open both files anew so often; runs and seconds are spread over the loads.",
+    help="Open both files anew so often; runs and seconds are spread over the loads. Below 5 there "
+    "are no intervals.",
 )  # fmt: skip
 @click.option(
     "--throughput-seconds", type=float, default=BenchConfig.throughput_seconds, show_default=True,

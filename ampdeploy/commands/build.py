@@ -41,7 +41,8 @@ from ampdeploy.config import BenchConfig
     type=int,
     default=BenchConfig.loads,
     show_default=True,
-    help="Open both models anew so often; the time is spread over the loads.",
+    help="Open both models anew so often; the time is spread over the loads. Below 5 there are no "
+    "intervals.",
 )
 @common.energy_seconds
 @click.option("--threads", type=int, help="CPU threads of the runtime. Default: its own choice.")

@@ -12,7 +12,6 @@ from ampdeploy.bench import latency, turns
 from ampdeploy.bench.intervals import (
     rates_over_loads,
     ratio_of_calls,
-    ratio_of_rates,
     ratio_over_loads,
     student_t,
 )
@@ -394,24 +393,13 @@ def test_interval_is_the_same_for_the_same_seed():
     assert first == second
 
 
-def test_ratio_of_rates_is_known_and_covers_the_truth():
-    same = ratio_of_rates(np.full(8, 100.0), np.full(8, 125.0))
-    assert (same.value, same.ci95_low, same.ci95_high) == pytest.approx((1.25, 1.25, 1.25))
-    # By hand: log ratios +-h around 0, whose standard deviation is h * sqrt(8 / 7).
-    h = 0.01
-    swing = np.exp(h * np.array([1, -1, 1, -1, 1, -1, 1, -1]))
-    found = ratio_of_rates(np.ones(8), swing)
-    assert found.value == pytest.approx(1)
-    assert np.log(found.ci95_high) == pytest.approx(2.364624 * h / np.sqrt(7), rel=1e-4)
-    few = ratio_of_rates(np.ones(3), swing[:3])
-    assert few.ci95_low is None
-    assert "3 windows" in few.why["ci95_low"]
+def test_rates_cover_the_truth_as_often_as_they_say():
     hits = 0
     for seed in range(200):
         rng = np.random.default_rng(seed)
-        drift = rng.normal(0, 0.3, 6)  # of the machine: it must cancel
-        logs = drift + rng.normal(0, 0.02, (2, 6))
-        ratio = ratio_of_rates(np.exp(logs[0]), 1.1 * np.exp(logs[1]))
+        drift = rng.normal(0, 0.3, (6, 1))  # of the machine: it must cancel
+        logs = drift + rng.normal(0, 0.02, (6, 2)) + [0.0, np.log(1.1)]
+        ratio = rates_over_loads([np.exp(load[None]) for load in logs])
         hits += ratio.ci95_low <= 1.1 <= ratio.ci95_high
     assert 181 <= hits <= 198  # 190 expected, standard deviation 3.1
 
